@@ -1,0 +1,138 @@
+"""Everything a person reads: words, tables and progress on stderr. The only user of rich."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+QUIET, NORMAL, VERBOSE = 0, 1, 2
+_level = NORMAL
+
+
+def set_level(level: int) -> None:
+    """QUIET: errors only. NORMAL: what a person wants to know. VERBOSE: also the details."""
+    global _level
+    _level = level
+
+
+def level() -> int:
+    """The present level."""
+    return _level
+
+
+def info(text: str) -> None:
+    """A line for the person at the terminal."""
+    if _level >= NORMAL:
+        write_line(text)
+
+
+def detail(text: str) -> None:
+    """A line that only -v shows."""
+    if _level >= VERBOSE:
+        write_line(text)
+
+
+def warn(text: str) -> None:
+    """A line that even -q does not hide: something is not as asked or expected."""
+    write_line(f"ftkit: warning: {text}")
+
+
+def error(message: str, hint: str | None = None) -> None:
+    """`ftkit: error: ...` and the hint below it."""
+    write_line(f"ftkit: error: {message}")
+    if hint:
+        write_line(f"  hint: {hint}")
+
+
+def write_line(text: str, stream: IO[str] | None = None) -> None:
+    """One line on stderr; a closed stderr must not stop the work."""
+    stream = stream or sys.stderr
+    try:
+        stream.write(safe(text, stream) + "\n")
+        stream.flush()
+    except (OSError, ValueError):
+        pass
+
+
+def safe(text: str, stream: IO[str]) -> str:
+    """Text from data may hold terminal escapes and bidirectional overrides: out of a terminal they are kept, on one not."""
+    if not is_terminal(stream):
+        return text
+    return "".join(c for c in text if c in "\n\t" or (c.isprintable() and c not in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069") or ord(c) > 0xFFFF)
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """True if a person looks at the stream."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, to_stdout: bool = False) -> None:
+    """A small table; the first column is text, the others are aligned to the right."""
+    if _level < NORMAL and not to_stdout:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    drawn = Table(title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for place, name in enumerate(columns):
+        drawn.add_column(escape(name), justify="left" if place == 0 else "right", overflow="fold")
+    stream = sys.stdout if to_stdout else sys.stderr
+    for row in rows:
+        drawn.add_row(*(escape(safe(str(cell), stream)) for cell in row))
+    Console(file=stream, width=None if is_terminal(stream) else 120, highlight=False, soft_wrap=False).print(drawn)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, what: str, total: int | None, every_seconds: float = 10.0) -> None:
+        self.what, self.total, self.every_seconds = what, total, every_seconds
+        self.done = 0
+        self._bar: Any = None
+        self._task: Any = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        if _level >= NORMAL and is_terminal(sys.stderr):
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=True)
+            self._task = self._bar.add_task(self.what, total=self.total, note="")
+            self._bar.start()
+        return self
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        """Move on; `note` is shown behind the bar or on the line."""
+        self.done += by
+        if self._bar is not None:
+            self._bar.update(self._task, advance=by, note=note)
+        elif time.monotonic() - self._last >= self.every_seconds:
+            self._last = time.monotonic()
+            of = f"/{self.total}" if self.total else ""
+            info(f"{self.what}: {self.done}{of} {note}".rstrip())
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence what libraries write on their own account while they load and run; our own lines stay."""
+    import logging
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if _level < VERBOSE else "default")
+        for name in ("transformers", "bitsandbytes", "peft", "accelerate", "torch", "kernels"):
+            logging.getLogger(name).setLevel(logging.ERROR if _level < VERBOSE else logging.INFO)
+        yield

@@ -1,0 +1,40 @@
+"""Mistakes that a user can mend, and the exit codes that scripts can trust."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The documented exit status of every command."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    DATA = 3
+    MODEL = 4
+    MEMORY = 5
+    ENVIRONMENT = 6
+    DIVERGED = 7
+    GATE = 8
+    EXISTS = 9
+    IO = 74
+    STOPPED = 75
+    INTERRUPTED = 130
+    CLOSED_PIPE = 141
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: what is wrong (with its place), and what to type next."""
+
+    def __init__(self, message: str, exit_code: ExitCode, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+        self.hint = hint
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`did you mean 'x'? ` for the nearest known word, or nothing."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'? " if near else ""
