@@ -129,6 +129,16 @@ def test_expandable_segments_give_their_free_end_back():
     assert allocator.malloc(KIB) is not None and allocator.malloc(5 * MIB) is not None
 
 
+def test_a_full_card_with_expandable_segments_shortens_one_pool_for_the_other():
+    allocator = CachingAllocator(capacity_bytes=42 * MIB, expandable_segments=True)
+    allocator.free(allocator.malloc(40 * MIB))
+    for _ in range(3):  # 2 MiB each in the small pool: the second page has no room beside the large pool
+        allocator.malloc(MIB)
+    assert (allocator.retries, allocator.reserved_bytes) == (1, 4 * MIB)
+    with pytest.raises(OutOfMemoryError):
+        allocator.malloc(40 * MIB)
+
+
 @given(
     sizes=st.lists(st.integers(1, 40 * MIB), min_size=1, max_size=40),
     order=st.randoms(use_true_random=False),

@@ -142,39 +142,43 @@ class CachingAllocator:
 
     def _grow(self, pool: Pool, wanted: int) -> Block:
         """A block of at least the wanted size on memory that is new from the driver."""
+        if self._is_refused(self._missing(pool, wanted)):
+            self.retries += 1
+            self.empty_cache()
+        size = self._missing(pool, wanted)  # computed anew: an expandable range may have been shortened
+        if self._is_refused(size):
+            raise OutOfMemoryError(f"{size} bytes on top of {self.reserved_bytes} of {self.capacity_bytes}")
+        self.reserved_bytes += size
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         if self.expandable_segments:
-            return self._extend_range(pool, wanted)
-        size = segment_size(wanted)
-        self._reserve(size)
+            return self._extend_range(pool, size)
         self._segments += 1
         return Block(pool, self._segments, 0, size)
 
-    def _extend_range(self, pool: Pool, wanted: int) -> Block:
-        """Map pages behind the pool's last block; a free last block counts towards the wanted size."""
+    def _missing(self, pool: Pool, wanted: int) -> int:
+        """The bytes to take from the driver; a free end of an expandable range counts towards the wanted size."""
+        if not self.expandable_segments:
+            return segment_size(wanted)
         tail = self._tails.get(pool)
-        missing = wanted - tail.size_bytes if tail is not None and tail.is_free else wanted
-        mapped = round_up(missing, SMALL_SEGMENT if pool is Pool.SMALL else LARGE_SEGMENT)
-        self._reserve(mapped)
+        at_hand = tail.size_bytes if tail is not None and tail.is_free else 0
+        return round_up(wanted - at_hand, SMALL_SEGMENT if pool is Pool.SMALL else LARGE_SEGMENT)
+
+    def _is_refused(self, size: int) -> bool:
+        return self.capacity_bytes is not None and self.reserved_bytes + size > self.capacity_bytes
+
+    def _extend_range(self, pool: Pool, size: int) -> Block:
+        """Map so many bytes behind the pool's last block, as a part of it where that is free."""
+        tail = self._tails.get(pool)
         if tail is not None and tail.is_free:
             self._forget(tail)
-            tail.size_bytes += mapped
+            tail.size_bytes += size
             return tail
         offset = tail.offset + tail.size_bytes if tail is not None else 0
-        block = Block(pool, -int(pool), offset, mapped, previous=tail)
+        block = Block(pool, 0, offset, size, previous=tail)
         if tail is not None:
             tail.next = block
         self._tails[pool] = block
         return block
-
-    def _reserve(self, size: int) -> None:
-        """Take bytes from the driver; where it refuses, give the cache back and ask once more."""
-        if self.capacity_bytes is not None and self.reserved_bytes + size > self.capacity_bytes:
-            self.retries += 1
-            self.empty_cache()
-            if self.reserved_bytes + size > self.capacity_bytes:
-                raise OutOfMemoryError(f"{size} bytes on top of {self.reserved_bytes} of {self.capacity_bytes}")
-        self.reserved_bytes += size
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
     def _split(self, block: Block, wanted: int) -> None:
         """Cut what is beyond the wanted size off as a free block, if it is worth it."""

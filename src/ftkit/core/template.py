@@ -1,0 +1,158 @@
+"""A prompt template: fields -> prompt and completion, with the fingerprint that travels with rows and adapters."""
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ftkit.errors import ExitCode, UserError, did_you_mean
+
+KEYS = {"name", "kind", "required", "optional", "typed", "prompt", "completion", "chat", "stop", "description"}
+LONGEST_TEMPLATE_BYTES = 64_000
+LONGEST_RENDERING_CHARS = 50_000_000
+MARK = "\ue000typed\ue000"
+
+
+@dataclass(frozen=True)
+class Template:
+    """One template file.
+
+    kind "completion" renders fields to a prompt and a completion (or to one text, when there is no prompt);
+    kind "chat" renders messages. `text` is the file as it stands; its sha256 is the template's identity.
+    """
+
+    name: str
+    kind: Literal["completion", "chat"]
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    typed: str | None
+    """The field that a person types in chat; the other fields are left empty there."""
+    prompt: str | None
+    completion: str | None
+    chat: str | None
+    stop: tuple[str, ...]
+    """Strings that end an answer, besides the stop token."""
+    text: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes, in hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """`alpaca@<12 hex>`: what rows and adapters carry."""
+        return f"{self.name}@{self.sha256[:12]}"
+
+    def render_prompt(self, fields: Mapping[str, str]) -> str:
+        """The prompt for these fields; a field that the template wants and that is missing is a data error."""
+        return self._render(self._compiled["prompt"], self._filled(fields)) if self.prompt is not None else ""
+
+    def render_completion(self, fields: Mapping[str, str]) -> str:
+        """The answer for these fields, as it is trained (without the stop token)."""
+        return self._render(self._compiled["completion"], self._filled(fields))
+
+    def render_chat(self, messages: list[dict[str, Any]], *, generate: bool, **extra: Any) -> str:
+        """A conversation as one text; with `generate` it ends where the assistant's answer begins."""
+        values = {"messages": messages, "add_generation_prompt": generate, "bos_token": "", "eos_token": "", **extra}
+        return self._render(self._compiled["chat"], values)
+
+    def prompt_for(self, typed_text: str) -> str:
+        """The prompt for what a person typed in chat."""
+        if self.typed is None:
+            return typed_text
+        return self.render_prompt({self.typed: typed_text})
+
+    def typed_text(self, prompt: str) -> str | None:
+        """What a person would have typed to get this prompt; None if the prompt has more in it than that."""
+        before, found, after = self.prompt_for(MARK).partition(MARK)
+        if not found or len(prompt) < len(before) + len(after):
+            return None
+        if not (prompt.startswith(before) and prompt.endswith(after)):
+            return None
+        return prompt[len(before) : len(prompt) - len(after)]
+
+    def _filled(self, fields: Mapping[str, str]) -> dict[str, str]:
+        return {**dict.fromkeys(self.optional, ""), **fields}
+
+    @cached_property
+    def _compiled(self) -> dict[str, Any]:
+        environment = sandbox()
+        sources = {"prompt": self.prompt, "completion": self.completion, "chat": self.chat}
+        return {part: compile_part(environment, source, f"template {self.name}, {part}") for part, source in sources.items() if source is not None}
+
+    def _render(self, compiled: Any, values: Mapping[str, Any]) -> str:
+        try:
+            rendered = compiled.render(values)
+        except UndefinedError as error:
+            raise UserError(f"template {self.name}: {error.message}", ExitCode.DATA, hint=self._needs()) from None
+        except SecurityError as error:
+            raise UserError(f"template {self.name}: refused by the sandbox: {error}", ExitCode.DATA) from None
+        except (TemplateError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+            raise UserError(f"template {self.name}: {error}", ExitCode.DATA) from None
+        if len(rendered) > LONGEST_RENDERING_CHARS:
+            raise UserError(f"template {self.name}: renders to {len(rendered):,} characters", ExitCode.DATA)
+        return str(rendered)
+
+    def _needs(self) -> str:
+        return f"it needs {', '.join(self.required)}; fill a field with --map FIELD=COLUMN"
+
+
+def sandbox() -> ImmutableSandboxedEnvironment:
+    """Jinja without access to Python's insides; a missing field is an error, line ends stay as written."""
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.globals["raise_exception"] = refuse
+    return environment
+
+
+def refuse(message: str) -> None:
+    """`raise_exception` of chat templates."""
+    raise ValueError(message)
+
+
+def compile_part(environment: ImmutableSandboxedEnvironment, source: str, where: str) -> Any:
+    """Compile one Jinja text; a syntax error names its line."""
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise UserError(f"{where}, line {error.lineno}: {error.message}", ExitCode.DATA, hint="mend the Jinja text") from None
+
+
+def parse_template(text: str, where: str) -> Template:
+    """A template from the text of its file; errors name `where` and, for TOML and Jinja mistakes, the line."""
+    if len(text.encode()) > LONGEST_TEMPLATE_BYTES:
+        raise UserError(f"{where}: larger than {LONGEST_TEMPLATE_BYTES:,} bytes", ExitCode.DATA)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: {error}", ExitCode.DATA, hint="a template is a TOML file with name, prompt and completion") from None
+    for key in table:
+        if key not in KEYS:
+            raise UserError(f"{where}: unknown key '{key}'", ExitCode.DATA, hint=did_you_mean(key, sorted(KEYS)) + f"keys: {', '.join(sorted(KEYS))}")
+    kind = table.get("kind", "chat" if "chat" in table else "completion")
+    wanted = ["name", "chat"] if kind == "chat" else ["name", "completion"]
+    if missing := [key for key in wanted if not isinstance(table.get(key), str)]:
+        raise UserError(f"{where}: has no {' and no '.join(missing)}", ExitCode.DATA, hint=f"a {kind} template needs {', '.join(wanted)}")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", table["name"]):
+        raise UserError(f"{where}: name {table['name']!r} may hold letters, digits, '.', '_' and '-' only", ExitCode.DATA)
+    template = Template(
+        name=table["name"],
+        kind=kind,
+        required=tuple(table.get("required", ())),
+        optional=tuple(table.get("optional", ())),
+        typed=table.get("typed"),
+        prompt=table.get("prompt"),
+        completion=table.get("completion"),
+        chat=table.get("chat"),
+        stop=tuple(table.get("stop", ())),
+        text=text,
+    )
+    _ = template._compiled
+    return template
