@@ -22,17 +22,24 @@ COLUMNS = ("product", "category", "description", "text")
 
 
 def make_row(rng: Random, product: Product) -> dict[str, str]:
+    """The four columns of one product."""
     name, category, description = product.name, product.category.name, describe(rng, product)
-    return {"product": name, "category": category, "description": description,
-            "text": f"{category}: {name}. {description}"}
+    return {
+        "product": name,
+        "category": category,
+        "description": description,
+        "text": f"{category}: {name}. {description}",
+    }
 
 
 def make_rows(rows: int, seed: int) -> list[dict[str, str]]:
+    """The whole table, one dictionary a row."""
     rng = Random(seed)
     return [make_row(rng, product) for product in unique_products(rng, rows, Side.PRODUCTS)]
 
 
 def to_csv(rows: list[dict[str, str]]) -> str:
+    """Header and rows as CSV text with Unix line ends."""
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -41,7 +48,8 @@ def to_csv(rows: list[dict[str, str]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("path", help="CSV file to write, or - for stdout")
     parser.add_argument("--rows", type=int, default=800)
     parser.add_argument("--seed", type=int, default=7)

@@ -5,6 +5,7 @@ table of products) and `build_tiny_corpus` (the pre-training text of the tiny mo
 invented word belongs to one side by the parity of its hash, so a product of the table is new to the model.
 """
 
+# ruff: noqa: SIM905 - word lists read better as one string
 from __future__ import annotations
 
 import hashlib
@@ -13,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from random import Random
+from typing import Any
 
-from product_words import CATEGORIES, COLOURS, COMMON_ADJECTIVES, Category
+from product_words import CATEGORIES, COLOURS, COMMON_ADJECTIVES, LOOKS, Category
 
 
 class Side(IntEnum):
@@ -26,16 +28,21 @@ class Side(IntEnum):
 
 # ---------------------------------------------------------------- names
 
-ONSETS = ("b br c cl d dr f fl g gr h j k kl kr l m n p pl qu r s sk sl st t tr v w x y z th sh ch "
-          "l m n r s t v k").split() + ["", "", ""]
-VOWELS = "a a a e e e i i o o o u u y ai au ea ei io ia oo".split()
-INNER_CODAS = ["", "", "", "", *"l n r s m n r l".split()]
-LAST_CODAS = "n r l s m x k t nd rn lt ns v st th p".split()
+ONSETS = ("b d f g h j k l m n p r s t v w z " * 3 + "br cl dr fl gr kl kr pl qu sk sl st tr th sh ch x y c").split()
+FIRST_ONSETS = [*ONSETS, *[""] * 6]
+VOWELS = ("a e i o u " * 5 + "y ai au ea ei io ia").split()
+INNER_CODAS = [*[""] * 12, *"l n r s m n r l".split()]
+LAST_CODAS = "n r l s m x k t nd rn lt ns v st th".split()
 ENDINGS = "a a o is en ix on um el ine ora eta ik us ia io ar ent e y ova ano il et".split()
-SERIES = ("One Two Air Soft Pro Mini Plus Lite Max Pure Nova Duo Trio Go Flex Light Neo Classic Eco Active Studio Home "
-          "Urban Compact Slim Edge Core Flow Move Line Solo Prime Touch Sense Play Wave Element Grand Junior X").split()
-UNSEEMLY = re.compile(r"fuc|fuk|shit|cunt|nazi|rape|dick|cock|porn|sex|anus|anal|slut|tit|cum|fag|nig|arse|piss|pube|"
-                      r"whor|hitl|kkk|jew|retar|kill|dead|toxi|coon|turd|poo|pee|vagi|peni")
+SERIES = (
+    "One Two Air Soft Pro Mini Plus Lite Max Pure Nova Duo Trio Go Flex Light Neo Classic Eco Active Studio Home "
+    "Urban Compact Slim Edge Core Flow Move Line Solo Prime Touch Sense Play Wave Element Grand Junior X"
+).split()
+UNSEEMLY = re.compile(
+    r"fuc|fuk|shit|cunt|nazi|rape|dick|cock|porn|sex|anus|anal|slut|tit|cum|fag|nig|arse|piss|pube|"
+    r"whor|hitl|kkk|jew|retar|kill|dead|toxi|coon|turd|poo|pee|vagi|peni|"
+    r"dyke|homo|paki|spic|negr|twat|wank|boob|butt|bitch|slav|nonce|mong|islam|allah|jesus"
+)
 
 
 def side_of_word(word: str) -> Side:
@@ -49,20 +56,21 @@ def side_of(name: str) -> Side:
 
 
 def invent_word(rng: Random, side: Side) -> str:
-    """A pronounceable, capitalised word of 4 to 10 letters that belongs to `side`, e.g. "Velora"."""
+    """A pronounceable, capitalised word of 5 to 10 letters that belongs to `side`, e.g. "Velora"."""
     while True:
-        syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.choice((1, 1, 2, 2, 2)))]
+        onsets = (rng.choice(FIRST_ONSETS), rng.choice(ONSETS))[: rng.choice((1, 1, 2, 2, 2))]
+        syllables = [onset + rng.choice(VOWELS) for onset in onsets]
         word = "".join(s + rng.choice(INNER_CODAS) for s in syllables[:-1]) + syllables[-1]
         if rng.random() < 0.6:
             word += rng.choice("lnrvtdmskbz") + rng.choice(ENDINGS)
         else:
             word += rng.choice(LAST_CODAS)
-        if 4 <= len(word) <= 10 and _is_pronounceable(word) and side_of_word(word) == side:
+        if 5 <= len(word) <= 10 and _is_pronounceable(word) and side_of_word(word) == side:
             return word.capitalize()
 
 
 def _is_pronounceable(word: str) -> bool:
-    return not UNSEEMLY.search(word) and not re.search(r"[aeiouy]{3}|(.)\1\1|[^aeiouy]{4}|yy|uu|ii|aa", word)
+    return not UNSEEMLY.search(word) and not re.search(r"[aeiouy]{3}|(.)\1|[^aeiouy]{4}", word)
 
 
 def invent_name(rng: Random, side: Side) -> str:
@@ -90,7 +98,7 @@ def _series_number(rng: Random) -> int:
 def _camel_case(rng: Random, side: Side) -> str:
     """Two syllables, each with a capital, such as "LumTek"."""
     while True:
-        halves = [rng.choice(ONSETS) + rng.choice("aeiou") + rng.choice("lnrsmxkt") for _ in range(2)]
+        halves = [rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice("lnrsmxkt") for _ in range(2)]
         word = "".join(halves)
         if _is_pronounceable(word) and len(word) >= 5 and side_of_word(word) == side:
             return "".join(half.capitalize() for half in halves)
@@ -98,10 +106,11 @@ def _camel_case(rng: Random, side: Side) -> str:
 
 # ---------------------------------------------------------------- grammar
 
+
 def with_article(phrase: str) -> str:
-    """"office chair" -> "an office chair"; by sound where letters mislead ("a useful", "an LED", "an honest")."""
+    """ "office chair" -> "an office chair"; by sound where letters mislead ("a useful", "an LED", "an honest")."""
     low = phrase.lower()
-    if low.startswith(("honest", "hour", "led ", "x-", "heir")):
+    if low.startswith(("honest", "hour")) or phrase.startswith("LED"):
         return f"an {phrase}"
     if low.startswith(("use", "uni", "one", "euro", "usb")):
         return f"a {phrase}"
@@ -109,11 +118,12 @@ def with_article(phrase: str) -> str:
 
 
 def without_article(phrase: str) -> str:
+    """ "a hidden switch" -> "hidden switch"."""
     return re.sub(r"^(an?|the) ", "", phrase)
 
 
 def third_person(deed: str) -> str:
-    """"carry a load" -> "carries a load": the first word is the verb."""
+    """ "carry a load" -> "carries a load": the first word is the verb."""
     verb, _, rest = deed.partition(" ")
     if verb == "do" or verb.endswith(("s", "sh", "ch", "x", "z")):
         verb += "es"
@@ -126,11 +136,13 @@ def third_person(deed: str) -> str:
     return f"{verb} {rest}".strip().replace(" and open ", " and opens ").replace(" and close ", " and closes ")
 
 
-def capitalise(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+def capitalise(text: str) -> str:
+    """A capital for each sentence; what follows a closed quotation ('"Why?" asked Ida') is not a new one."""
+    return re.sub(r'(^"?|[.?!] "?)([a-z])', lambda match: match[1] + match[2].upper(), text)
 
 
 # ---------------------------------------------------------------- a product and a voice that tells of it
+
 
 @dataclass(frozen=True)
 class Product:
@@ -144,15 +156,22 @@ class Product:
 
 
 def invent_product(rng: Random, side: Side) -> Product:
+    """A product of any category with its name and facts."""
     category = rng.choice(CATEGORIES)
-    return Product(invent_name(rng, side), category, rng.choice(category.materials), rng.choice(COLOURS),
-                   rng.randint(*category.weight_grams))
+    return Product(
+        invent_name(rng, side),
+        category,
+        rng.choice(category.materials),
+        rng.choice(COLOURS),
+        rng.randint(*category.weight_grams),
+    )
 
 
 class Voice:
     """Fills templates with the words of one product, and says nothing twice before all is said once.
 
-    Fields: {name} {cat} {Cat} {a_cat} {short} {mat} {colour} {weight} stay the same; {adj} {a_adj} {deed} {deeds} {place}
+    Fields: {name} {cat} {Cat} {a_cat} {short} {mat} {colour} {weight} stay the same; {adj} {a_adj}
+    {look} {a_look} {deed} {deeds} {place}
     {users} {when} take the next phrase; {detail} and {its} take the next detail, which {effect} and {effect_b} go with.
     """
 
@@ -160,16 +179,30 @@ class Voice:
         category = product.category
         self.rng = rng
         self.product = product
-        self.fixed = {"name": product.name, "cat": category.lower, "Cat": category.name, "short": category.short,
-                      "a_cat": with_article(category.lower), "mat": product.material, "colour": product.colour,
-                      "weight": weight_text(product.weight_grams), **extra}
-        self._decks = {"adj": _adjectives(category, product.material), "detail": category.details,
-                       "deed": category.deeds, "place": category.places, "users": category.users,
-                       "when": category.occasions}
-        self._left: dict[str, list] = {}
+        self.fixed = {
+            "name": product.name,
+            "cat": category.lower,
+            "Cat": category.name,
+            "short": category.short,
+            "a_cat": with_article(category.lower),
+            "mat": product.material,
+            "colour": product.colour,
+            "weight": weight_text(product.weight_grams),
+            **extra,
+        }
+        self._decks: dict[str, Sequence[Any]] = {
+            "adj": _adjectives(category, product.material),
+            "look": LOOKS,
+            "detail": category.details,
+            "deed": category.deeds,
+            "place": category.places,
+            "users": category.users,
+            "when": category.occasions,
+        }
+        self._left: dict[str, list[Any]] = {}
         self._effect = ""
 
-    def _next(self, deck: str):
+    def _next(self, deck: str) -> Any:
         if not self._left.get(deck):
             cards = list(self._decks[deck])
             self._left[deck] = self.rng.sample(cards, len(cards))
@@ -186,9 +219,9 @@ class Voice:
             return third_person(self._effect) if field == "effect" else self._effect
         if field == "deeds":
             return third_person(self._next("deed"))
-        if field == "a_adj":
-            return with_article(self._next("adj"))
-        return self._next(field)
+        if field in ("a_adj", "a_look"):
+            return with_article(self._next(field[2:]))
+        return str(self._next(field))
 
     def say(self, template: str) -> str:
         """One sentence (or line) from a template such as "The {name} is {a_adj} {cat}."."""
@@ -217,14 +250,14 @@ def weight_text(grams: int) -> str:
 OPENINGS = (
     "The {name} is {a_adj} {cat} made of {mat} for {users}.",
     "{name} is {a_adj} {cat} that {deeds}.",
-    "The {name} is {a_adj} and {adj} {cat} that {deeds}.",
+    "The {name} is {a_look} and {adj} {cat} that {deeds}.",
     "Designed for {users}, the {name} is {a_cat} that {deeds}.",
     "Made of {mat}, the {name} is {a_adj} {cat} for {users}.",
     "As {a_adj} {cat}, the {name} {deeds} and looks at home {place}.",
-    "The {name} shows how {adj} {a_cat} can be: it {deeds}.",
+    "The {name} shows how {look} {a_cat} can be: it {deeds}.",
     "With the {name}, {users} receive {a_adj} {cat} made of {mat}.",
-    "The {cat} {name} combines {mat} with {a_adj} form.",
-    "{a_adj} silhouette in {mat} gives the {cat} {name} its character.",
+    "The {cat} {name} combines {mat} with {a_look} form.",
+    "{a_look} silhouette in {mat} gives the {cat} {name} its character.",
     "{name} is the name of {a_adj} {cat} made of {mat}.",
     "Created for use {place}, the {name} is {a_adj} {cat} that {deeds}.",
 )
@@ -235,26 +268,26 @@ MIDDLES = (
     "It {deeds}, and {detail} {effect}.",
     "The {short} {deeds}, and its {its} {effect}.",
     "Two details stand out: {detail}, which {effect}, and {detail}, which {effect}.",
-    "The {mat} ages well, and the {its} {effect}.",
+    "The {mat} looks {look}, and the {its} {effect}.",
     "It {deeds}, {deeds} and is easy to care for.",
-    "Its {its} {effect}, so that nothing distracts from the {adj} form.",
+    "Its {its} {effect}, so that nothing distracts from the {look} form.",
     "The {short} is {adj} in use: {detail} {effect}.",
     "A closer look reveals {detail}, which {effect}.",
     "Besides, the {short} {deeds}, and {detail} {effect}.",
     "{detail} {effect}; at the same time the {short} {deeds}.",
 )
 CLOSINGS = (
-    "At home {place}, the {name} remains {adj} for many years.",
-    "In this way, the {name} {deeds} without drawing attention to itself.",
+    "At home {place}, the {name} is {adj} and made to last.",
+    "In this way, the {name} {deeds} and never draws attention to itself.",
     "The {name} is made for {users} and proves its worth {place}.",
-    "{place}, the {name} feels {adj} and self-assured.",
+    "{place}, the {name} looks {look} and self-assured.",
     "Thus the {name} {deeds} and pleases {users} day after day.",
-    "With {a_adj} design, the {name} is a reliable choice for {users}.",
+    "With {a_look} design, the {name} is a reliable choice for {users}.",
     "The result is {a_adj} {short}: the {name} {deeds}.",
     "{users} will enjoy the {name} {place}.",
-    "The {name} thus unites {a_adj} appearance with a high degree of comfort.",
-    "Whether {place} or {place}, the {name} always looks {adj}.",
-    "All in all, the {name} {deeds} and convinces with {a_adj} design.",
+    "The {name} thus unites {a_look} appearance with a high degree of comfort.",
+    "Whether {place} or {place}, the {name} is always {adj}.",
+    "All in all, the {name} {deeds} and convinces with {a_look} design.",
 )
 DESCRIPTION_WORDS = range(35, 61)
 

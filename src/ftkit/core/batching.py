@@ -1,0 +1,79 @@
+"""Examples -> padded micro-batches, in an order that only the seed decides."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ftkit.core.encoding import Example
+
+PAD_ID = 0
+"""Any id will do: rows are padded on the right, causal attention never looks there, pads are never counted."""
+AUTO_TOKENS = 4096
+"""Padded tokens of a micro-batch that `--micro-batch auto` aims at."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch.
+
+    input_ids: int64 (B, T), right-padded, each row without its last token, which predicts nothing.
+    counted: int64 (N,), positions in the flattened input_ids whose next token is trained.
+    labels: int64 (N,), those next tokens.
+    tokens: tokens in the rows, pads left out.
+    """
+
+    input_ids: Tensor
+    counted: Tensor
+    labels: Tensor
+    tokens: int
+
+    def to(self, device: str) -> "Batch":
+        """The same batch on a device; copies do not wait for the GPU."""
+        if self.input_ids.device.type == device:
+            return self
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.counted, self.labels)), self.tokens)
+
+
+def make_batch(examples: Sequence[Example]) -> Batch:
+    """Pad examples to one micro-batch."""
+    longest = max(len(example.ids) for example in examples) - 1
+    input_ids = torch.full((len(examples), longest), PAD_ID, dtype=torch.int64)
+    counted: list[int] = []
+    labels: list[int] = []
+    for row, example in enumerate(examples):
+        input_ids[row, : len(example.ids) - 1] = torch.tensor(example.ids[:-1], dtype=torch.int64)
+        for place in range(1, len(example.ids)):
+            if example.counted[place]:
+                counted.append(row * longest + place - 1)
+                labels.append(example.ids[place])
+    return Batch(input_ids, torch.tensor(counted, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64), sum(len(e.ids) for e in examples))
+
+
+def micro_batches(examples: Sequence[Example], rows: int) -> list[Batch]:
+    """A global batch cut into micro-batches of `rows`, longest rows first: little padding, and a lack of memory shows at once."""
+    ordered = sorted(examples, key=lambda example: -len(example.ids))
+    return [make_batch(ordered[at : at + rows]) for at in range(0, len(ordered), rows)]
+
+
+def global_batches(examples: Sequence[Example], batch: int, seed: int) -> Iterator[tuple[int, list[Example]]]:
+    """(epoch from 0, examples of one optimizer step) without end; each epoch is shuffled anew, its last batch may be smaller."""
+    epoch = 0
+    while True:
+        order = list(range(len(examples)))
+        random.Random(f"{seed}:{epoch}").shuffle(order)
+        for at in range(0, len(order), batch):
+            yield epoch, [examples[i] for i in order[at : at + batch]]
+        epoch += 1
+
+
+def steps_per_epoch(rows: int, batch: int) -> int:
+    """Optimizer steps of one pass over the rows."""
+    return -(-rows // batch)
+
+
+def auto_micro_batch(longest: int, batch: int) -> int:
+    """Rows per forward pass that keep a micro-batch of the longest rows near AUTO_TOKENS."""
+    return max(1, min(batch, AUTO_TOKENS // max(1, longest)))

@@ -1,0 +1,50 @@
+"""Where to compute and in which number format."""
+
+from typing import Any
+
+import torch
+
+from ftkit.errors import ExitCode, UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device(asked: str) -> str:
+    """cuda, mps or cpu; asking for one that is not here is exit 6, never a silent other."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if present[name])
+    if not present[asked]:
+        here = ", ".join(name for name, is_here in present.items() if is_here)
+        raise UserError(f"--device {asked}: none is here", ExitCode.ENVIRONMENT, hint=f"this machine has: {here}")
+    return asked
+
+
+def pick_dtype(asked: str, device: str, *, trains_weights: bool) -> torch.dtype:
+    """The format of frozen weights and activations.
+
+    auto: 32 bits where the weights themselves are trained (a bfloat16 weight loses small updates); otherwise
+    bfloat16 where the device computes in it, else float16 on a GPU and float32 on a CPU.
+    """
+    if asked == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("--dtype bf16: this GPU cannot compute in bfloat16", ExitCode.ENVIRONMENT, hint="--dtype auto or fp16")
+    if asked != "auto":
+        return DTYPES[asked]
+    if trains_weights:
+        return torch.float32
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device == "mps":
+        return torch.bfloat16
+    return torch.bfloat16 if cpu_computes_bf16() else torch.float32
+
+
+def cpu_computes_bf16() -> bool:
+    """True if the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
+    capabilities: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """bf16, fp16 or fp32."""
+    return next(name for name, value in DTYPES.items() if value == dtype)

@@ -1,0 +1,211 @@
+"""Rows -> token ids, and which of them are trained. The one place where text becomes ids, for train, eval and chat.
+
+The prompt's ids in training are exactly the ids that inference feeds: ids = encode(prompt) + encode(answer) + stop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ftkit.core.template import Template
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.records import kind_of
+
+GUARD = "\ue001"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row as the model sees it: ids, and for each id whether it is trained (counted in the loss)."""
+
+    ids: list[int]
+    counted: list[bool]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with the template of the rows: turns rows into examples and prompts into ids.
+
+    `template` is needed for rows of messages; without one, the tokenizer's own chat template renders them.
+    """
+
+    tokenizer: Any
+    template: Template | None = None
+
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """What the tokenizer puts in front of a text: one BOS for most Llamas, nothing for GPT-2."""
+        with_start = self.tokenizer("a").input_ids
+        bare = self.tokenizer("a", add_special_tokens=False).input_ids
+        at = next(i for i in range(len(with_start)) if with_start[i : i + len(bare)] == bare)
+        return list(with_start[:at])
+
+    @cached_property
+    def has_dummy_prefix(self) -> bool:
+        """True for SentencePiece-like tokenizers, which put a space in front of every text."""
+        return bool(self.tokenizer.tokenize("a")[0].startswith("▁"))
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: end of text, and the template's stop strings where they are one token."""
+        ids = [self.tokenizer.eos_token_id]
+        for string in self.template.stop if self.template else ():
+            encoded = self.encode(string, specials=True)
+            if len(encoded) == 1:
+                ids.append(encoded[0])
+        return sorted({*ids, *self._chat_stop_ids})
+
+    @cached_property
+    def _chat_stop_ids(self) -> set[int]:
+        """Special tokens with which the chat template closes an assistant turn."""
+        if not self.renders_chat:
+            return set()
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        before, whole = self.render(turns[:1], generate=True), self.render(turns, generate=False)
+        closing = self.encode(whole[len(before) :], specials=True) if whole.startswith(before) else []
+        return {i for i in closing if i in set(self.tokenizer.all_special_ids)}
+
+    @property
+    def renders_chat(self) -> bool:
+        """True if conversations can be rendered: by the template, or by the tokenizer's own."""
+        if self.template is not None:
+            return self.template.kind == "chat"
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, text: str, *, specials: bool = False, after_text: bool = False) -> list[int]:
+        """Ids of a text without BOS. Text that looks like a special token stays text unless `specials`.
+
+        after_text: the text continues another, so a SentencePiece dummy prefix is left out.
+        """
+        if not text:
+            return []
+        options = {"add_special_tokens": False, "split_special_tokens": not specials}
+        if after_text and self.has_dummy_prefix:
+            before = self.tokenizer("\n", **options).input_ids
+            both = self.tokenizer("\n" + text, **options).input_ids
+            if both[: len(before)] == before:
+                return list(both[len(before) :])
+        return list(self.tokenizer(text, **options).input_ids)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of a rendered prompt as they are fed in training and at inference."""
+        return self.start_ids + self.encode(prompt)
+
+    def chat_ids(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Ids of a conversation up to where the assistant's next answer begins."""
+        return self._chat_pieces(messages, answer=False).ids
+
+    def input_ids(self, row: dict[str, Any]) -> list[int]:
+        """What is fed to let the model answer this row: the prompt, or the conversation before its last turn."""
+        if kind_of(row) == "messages":
+            return self.chat_ids(row["messages"][:-1])
+        return self.prompt_ids(row["prompt"])
+
+    def example(self, row: dict[str, Any]) -> Example:
+        """The row with its trained tokens marked; its last trained token is a stop token."""
+        kind = kind_of(row)
+        if kind == "messages":
+            return self._chat_pieces(row["messages"], answer=True)
+        if kind == "text":
+            ids = [*self.start_ids, *self.encode(row["text"]), self.tokenizer.eos_token_id]
+            return Example(ids, [True] * len(ids))
+        prompt = self.prompt_ids(row["prompt"])
+        answer = [*self.encode(row["completion"], after_text=bool(row["prompt"])), self.tokenizer.eos_token_id]
+        return Example(prompt + answer, [False] * len(prompt) + [True] * len(answer))
+
+    def render(self, messages: list[dict[str, Any]], *, generate: bool) -> str:
+        """A conversation as one text, by the template or the tokenizer's own."""
+        bos = self.tokenizer.decode(self.start_ids) if self.start_ids else ""
+        if self.template is not None and self.template.kind == "chat":
+            return self.template.render_chat(messages, generate=generate, bos_token=bos, eos_token=self.tokenizer.eos_token)
+        if not self.tokenizer.chat_template:
+            raise UserError("the tokenizer has no chat template for rows of messages", ExitCode.MODEL,
+                            hint="choose one when you prepare the rows: ftkit prep FILE --template chatml")  # fmt: skip
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+        except Exception as error:  # a chat template raises what it likes
+            raise UserError(f"the chat template refuses this conversation: {error}", ExitCode.DATA) from None
+
+    def _chat_pieces(self, messages: list[dict[str, Any]], *, answer: bool) -> Example:
+        """The conversation cut where assistant turns begin and end, each piece encoded on its own.
+
+        Cutting at the same places in training and at inference makes the ids equal. A template whose rendering of the
+        turns so far is not the beginning of the rendering of all (Qwen3 drops earlier thinking) trains the last
+        answer only.
+        """
+        messages, guarded = self._guard(messages)
+        whole = self.render(messages, generate=not answer)
+        cuts = self._turn_cuts(messages, whole)
+        ids: list[int] = []
+        counted: list[bool] = []
+        at = 0
+        for start, end in cuts:
+            ids += (between := self._encode_guarded(whole[at:start], guarded, after_text=at > 0))
+            counted += [False] * len(between)
+            turn = self._encode_guarded(whole[start:end], guarded, after_text=True)
+            trained = self._trained_length(turn)
+            ids += turn
+            counted += [True] * trained + [False] * (len(turn) - trained)
+            at = end
+        rest = self._encode_guarded(whole[at:], guarded, after_text=at > 0)
+        return Example(ids + rest, counted + [False] * len(rest))
+
+    def _turn_cuts(self, messages: list[dict[str, Any]], whole: str) -> list[tuple[int, int]]:
+        """Where each assistant turn begins and ends in the rendering, as far as the template lets us see it."""
+        cuts: list[tuple[int, int]] = []
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant" or place == 0:
+                continue
+            before = self.render(messages[:place], generate=True)
+            after = self.render(messages[: place + 1], generate=False)
+            if whole.startswith(after) and after.startswith(before):
+                cuts.append((len(before), len(after)))
+        return cuts
+
+    def _trained_length(self, turn: list[int]) -> int:
+        """Tokens of a turn up to and with its stop token; a template that closes without one is an error."""
+        specials = set(self.tokenizer.all_special_ids) | {self.tokenizer.eos_token_id}
+        last = max((i for i, token in enumerate(turn) if token in specials), default=None)
+        if last is None:
+            raise UserError("the chat template ends answers without a stop token: the model would never stop", ExitCode.DATA,
+                            hint="close the assistant's turn with eos_token, or with a special token of this model")  # fmt: skip
+        return last + 1
+
+    def _guard(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Contents that hold the text of a special token get a mark there, so that it is not read as the token."""
+        specials = [str(token) for token in self.tokenizer.all_special_tokens]
+        if not any(token in message["content"] for message in messages for token in specials):
+            return messages, []
+        marked = []
+        for message in messages:
+            content = message["content"]
+            for number, token in enumerate(specials):
+                content = content.replace(token, f"{GUARD}{number}{GUARD}")
+            marked.append({**message, "content": content})
+        return marked, specials
+
+    def _encode_guarded(self, text: str, specials: list[str], *, after_text: bool) -> list[int]:
+        """Ids of a piece of rendering: its special tokens are tokens, those that were marked are plain text."""
+        if not specials or GUARD not in text:
+            return self.encode(text, specials=True, after_text=after_text)
+        ids: list[int] = []
+        for place, piece in enumerate(text.split(GUARD)):
+            is_marked = place % 2 == 1
+            plain = specials[int(piece)] if is_marked else piece
+            ids += self.encode(plain, specials=not is_marked, after_text=after_text or place > 0)
+        return ids
+
+
+def decode_answer(tokenizer: Any, prompt_ids: list[int], answer_ids: list[int]) -> str:
+    """The text of an answer's ids, with the space in front that SentencePiece would swallow alone.
+
+    Special tokens (the stop token) are left out.
+    """
+    before = [token for token in prompt_ids[-4:] if token not in set(tokenizer.all_special_ids)]
+    decode: Callable[..., str] = tokenizer.decode
+    alone = decode(before, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    both = decode(before + list(answer_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if both.startswith(alone):
+        return both[len(alone) :]
+    return decode(answer_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

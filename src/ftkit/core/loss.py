@@ -1,0 +1,60 @@
+"""Next-token loss in nats, summed over the counted tokens; the output head runs only where a token is counted.
+
+Legend: B rows, T tokens of a row, N counted tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ftkit.core.batching import Batch
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Sum of -log p(counted token | tokens before it), () float32, in nats; divide by batch.counted.numel() for the mean."""
+    logits = counted_logits(model, batch.input_ids, batch.counted)
+    return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+
+
+def counted_logits(model: Any, input_ids: Tensor, counted: Tensor) -> Tensor:
+    """Logits (N, V) at the positions `counted`, int64 (N,), of the flattened input_ids (B, T).
+
+    A hook in front of the output head keeps only those hidden states, so whatever the architecture does with the
+    logits afterwards (soft cap, scale) still happens, on N instead of B*T rows. Rows are padded on the right and
+    attention is causal, so no counted token ever sees a pad: no attention mask is needed.
+    """
+    with selecting(model.get_output_embeddings(), counted):
+        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+    return logits.flatten(0, 1)
+
+
+@contextmanager
+def selecting(head: nn.Module, counted: Tensor) -> Iterator[None]:
+    """While open, `head` sees hidden states (1, N, D) at `counted` instead of (B, T, D)."""
+
+    def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = inputs[0]
+        return (hidden.flatten(0, 1).index_select(0, counted).unsqueeze(0), *inputs[1:])
+
+    hook = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: list[Batch], device: str) -> tuple[float, int]:
+    """(nats per counted token, counted tokens) over batches, in evaluation mode; the mode is set back afterwards."""
+    was_training = model.training
+    model.eval()
+    nats, tokens = 0.0, 0
+    for batch in batches:
+        nats += float(summed_loss(model, batch.to(device)))
+        tokens += batch.counted.numel()
+    model.train(was_training)
+    return nats / tokens, tokens

@@ -1,0 +1,127 @@
+"""A model without weights: the modules that loading would give, on the meta device, from its config alone.
+
+Quantised layers are bitsandbytes' own modules with packed weights and quantisation state on meta, so that the
+same adapters, loss and hooks run on them as in training. Which layers stay 16-bit is asked of transformers'
+own loader.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import HfQuantizer
+
+Quantisation = Literal["nf4", "fp4", "int8"]
+BLOCK = 64  # values per scale of a 4-bit weight
+SCALES_BLOCK = 256  # scales per second-level scale (double quantisation, arXiv:2305.14314, section 3)
+
+
+def build_meta_model(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    *,
+    quantisation: Quantisation | None = None,
+    double_quantisation: bool = True,
+    attention: str = "sdpa",
+) -> PreTrainedModel:
+    """The causal language model of a config on meta, as from_pretrained would give it on a device.
+
+    dtype: of the weights that are not quantised, and of the computation. A copy of the config is used.
+    """
+    own = type(config).from_dict(config.to_dict())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
+        if quantisation is not None:
+            quantise(model, quantisation, double_quantisation, dtype)
+    return model
+
+
+def quantise(
+    model: PreTrainedModel, quantisation: Quantisation, double_quantisation: bool, compute_dtype: torch.dtype
+) -> None:
+    """Replace the linear layers that transformers' loader would quantise, in place."""
+    settings = quantisation_config(quantisation, double_quantisation, compute_dtype)
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=settings)
+    pack = pack_8bit if quantisation == "int8" else pack_4bit
+    second_codes = torch.empty(SCALES_BLOCK, dtype=torch.float32, device="meta")  # one table for all layers
+    for module in model.modules():
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            pack(module, compute_dtype, second_codes if double_quantisation else None)
+    model.is_loaded_in_4bit = quantisation != "int8"
+    model.is_loaded_in_8bit = quantisation == "int8"
+    model.config.quantization_config = settings
+
+
+def quantisation_config(
+    quantisation: Quantisation, double_quantisation: bool, compute_dtype: torch.dtype
+) -> BitsAndBytesConfig:
+    """What from_pretrained would be given."""
+    if quantisation == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantisation,
+        bnb_4bit_use_double_quant=double_quantisation,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def pack_4bit(module: Any, dtype: torch.dtype, second_codes: Tensor | None) -> None:
+    """Give a Linear4bit its packed weight, (N/2, 1) bytes, and its scales, one for 64 values.
+
+    Scales are float32, or with double quantisation one byte each and a float32 for 256 of them.
+    """
+    from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn import Params4bit
+
+    values = module.in_features * module.out_features
+    blocks = -(-values // BLOCK)
+    quant_type = module.weight.quant_type
+    state = QuantState(
+        absmax=_empty(blocks, torch.float32 if second_codes is None else torch.uint8),
+        shape=torch.Size([module.out_features, module.in_features]),
+        code=_empty(16, torch.float32),
+        blocksize=BLOCK,
+        quant_type=quant_type,
+        dtype=dtype,
+    )
+    if second_codes is not None:
+        scales = _empty(-(-blocks // SCALES_BLOCK), torch.float32)
+        state.state2 = QuantState(absmax=scales, code=second_codes, blocksize=SCALES_BLOCK, dtype=torch.float32)
+        state.offset = _empty((), torch.float32)
+        state.nested = True
+    module.weight = Params4bit(
+        _empty(((values + 1) // 2, 1), torch.uint8),
+        requires_grad=False,
+        quant_state=state,
+        blocksize=BLOCK,
+        compress_statistics=second_codes is not None,
+        quant_type=quant_type,
+        bnb_quantized=True,
+        module=module,
+    )
+    module.quant_state = state
+    cast_bias(module, dtype)
+
+
+def pack_8bit(module: Any, dtype: torch.dtype, _: Tensor | None) -> None:
+    """Give a Linear8bitLt its int8 weight (out, in) and one float32 scale for each row."""
+    from bitsandbytes.nn import Int8Params
+
+    weight = _empty((module.out_features, module.in_features), torch.int8)
+    scales = _empty(module.out_features, torch.float32)
+    module.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False, CB=weight, SCB=scales)
+    cast_bias(module, dtype)
+
+
+def cast_bias(module: nn.Linear, dtype: torch.dtype) -> None:
+    """The bias is not quantised; it keeps the model's dtype."""
+    if module.bias is not None:
+        module.bias = nn.Parameter(module.bias.to(dtype), requires_grad=False)
+
+
+def _empty(shape: Any, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

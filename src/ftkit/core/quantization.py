@@ -1,0 +1,77 @@
+"""4- and 8-bit base weights through bitsandbytes: how they are asked for, made safe on CPU, and fingerprinted.
+
+NF4 and double quantisation: QLoRA, arXiv:2305.14314, section 3. LLM.int8(): arXiv:2208.07339.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 64
+"""Weights per NF4 block with a scale of its own."""
+
+
+def quantization_config(method: str, compute: torch.dtype) -> Any:
+    """The bitsandbytes settings of a training method; None where the base stays as it is."""
+    from transformers import BitsAndBytesConfig
+
+    if method == "qlora":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
+    if method == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
+
+
+def keep_plain_layout(model: nn.Module) -> None:
+    """Forbid bitsandbytes to repack 4-bit weights on CPU.
+
+    bitsandbytes 0.50 repacks every Linear4bit in place at the first pass without gradients, on CPUs with AVX512-BF16:
+    lossy, so later gradients are wrong without a word, and sizes not divisible by 32 crash.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every 4- or 8-bit linear layer; names as in the base model, without PEFT's prefixes."""
+    for name, module in model.named_modules():
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            yield plain_name(name), module
+
+
+def plain_name(name: str) -> str:
+    """`base_model.model.x.base_layer` -> `x`."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+
+
+def quantized_fingerprints(model: nn.Module) -> dict[str, str]:
+    """sha256 of each quantised weight with its scales, by layer name: what merge compares its own quantisation with."""
+    return {name: fingerprint(module.weight) for name, module in quantized_layers(model)}
+
+
+def fingerprint(weight: Any) -> str:
+    """sha256 of a quantised weight: packed values, then scales; double quantisation's second scales and offset too."""
+    return hash_tensors(quantized_parts(weight))
+
+
+def quantized_parts(weight: Any) -> list[Tensor]:
+    """The tensors that together are a quantised weight, in a fixed order."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:  # LLM.int8(): int8 values and one scale for each row
+        return [weight.data, weight.SCB]
+    parts = [weight.data, state.absmax]
+    if state.nested:
+        parts += [state.offset.reshape(1), state.state2.absmax]
+    return parts
+
+
+def hash_tensors(tensors: list[Tensor]) -> str:
+    """sha256 over the bytes of tensors, one after the other."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

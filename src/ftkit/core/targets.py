@@ -1,0 +1,87 @@
+"""Which layers get an adapter: `--targets` keywords and names -> module names, as PEFT matches them."""
+
+from torch import nn
+
+from ftkit.errors import ExitCode, UserError, did_you_mean
+
+KEYWORDS = ("all-linear", "attention", "mlp")
+ATTENTION_WORDS = ("attn", "attention")
+LINEAR_CLASSES = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer by its full name, the output head included."""
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in LINEAR_CLASSES}
+
+
+def output_head_name(model: nn.Module) -> str | None:
+    """The full name of the layer that gives the logits."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def resolve_targets(model: nn.Module, spec: str) -> list[str]:
+    """`all-linear,lm_head` -> sorted suffixes of module names (`q_proj`, `attn.c_proj`) for LoraConfig.target_modules.
+
+    all-linear is every linear layer but the output head, as in PEFT and the QLoRA paper (arXiv:2305.14314, section 4).
+    attention and mlp divide those by the name of the block they are in.
+    """
+    layers, head = linear_layers(model), output_head_name(model)
+    inner = [name for name in layers if name != head]
+    chosen: set[str] = set()
+    for word in filter(None, (part.strip() for part in spec.split(","))):
+        chosen |= choose(word, inner, list(layers))
+    if not chosen:
+        raise no_match(spec, list(layers))
+    if head in chosen and is_tied(model):
+        raise UserError(
+            f"--targets: {head} shares its weight with the input embedding; an adapter on it could not be merged", ExitCode.MODEL,
+            hint="leave it out: --targets all-linear",
+        )  # fmt: skip
+    return shortest_suffixes(chosen, set(layers))
+
+
+def choose(word: str, inner: list[str], layers: list[str]) -> set[str]:
+    """The layers that one keyword or name means; a name that matches nothing is exit 4 with the names there are."""
+    if word == "all-linear":
+        return set(inner)
+    if word in ("attention", "mlp"):
+        found = {name for name in inner if is_in_attention(name) == (word == "attention")}
+    else:
+        found = {name for name in layers if name == word or name.endswith("." + word)}
+    if not found:
+        raise no_match(word, layers)
+    return found
+
+
+def is_in_attention(name: str) -> bool:
+    """True for a layer inside an attention block, by the name of a module around it."""
+    return any(word in part for part in name.split(".")[:-1] for word in ATTENTION_WORDS)
+
+
+def is_tied(model: nn.Module) -> bool:
+    """True if input embedding and output head are one tensor."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    return head is not None and embedding is not None and head.weight is embedding.weight
+
+
+def shortest_suffixes(chosen: set[str], layers: set[str]) -> list[str]:
+    """The shortest name endings that match all chosen layers and no other."""
+    suffixes: set[str] = set()
+    for name in chosen:
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            suffix = ".".join(parts[-length:])
+            if all(other in chosen for other in layers if other == suffix or other.endswith("." + suffix)):
+                suffixes.add(suffix)
+                break
+    return sorted(suffixes)
+
+
+def no_match(word: str, layers: list[str]) -> UserError:
+    """The error for a name that no layer has."""
+    names = sorted({name.split(".")[-1] for name in layers})
+    near = did_you_mean(word, [*names, *KEYWORDS])
+    return UserError(f"--targets: no linear layer is called '{word}'", ExitCode.MODEL,
+                     hint=f"{near}this model has {', '.join(names)}; or {', '.join(KEYWORDS)}")  # fmt: skip
