@@ -26,6 +26,43 @@ class Side(IntEnum):
     PRODUCTS = 1
 
 
+# ---------------------------------------------------------------- grammar
+
+
+def with_article(phrase: str) -> str:
+    """ "office chair" -> "an office chair"; by sound where letters mislead ("a useful", "an LED", "an honest")."""
+    low = phrase.lower()
+    if low.startswith(("honest", "hour")) or phrase.startswith("LED"):
+        return f"an {phrase}"
+    if low.startswith(("use", "uni", "one", "euro", "usb")):
+        return f"a {phrase}"
+    return f"{'an' if low[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def without_article(phrase: str) -> str:
+    """ "a hidden switch" -> "hidden switch"."""
+    return re.sub(r"^(an?|the) ", "", phrase)
+
+
+def third_person(deed: str) -> str:
+    """ "carry a load" -> "carries a load": the first word is the verb."""
+    verb, _, rest = deed.partition(" ")
+    if verb == "do" or verb.endswith(("s", "sh", "ch", "x", "z")):
+        verb += "es"
+    elif verb in ("have", "be"):
+        verb = {"have": "has", "be": "is"}[verb]
+    elif verb.endswith("y") and verb[-2] not in "aeiou":
+        verb = verb[:-1] + "ies"
+    else:
+        verb += "s"
+    return f"{verb} {rest}".strip().replace(" and open ", " and opens ").replace(" and close ", " and closes ")
+
+
+def capitalise(text: str) -> str:
+    """A capital for each sentence; what follows a closed quotation ('"Why?" asked Ida') is not a new one."""
+    return re.sub(r'(^"?|[.?!] "?)([a-z])', lambda match: match[1] + match[2].upper(), text)
+
+
 # ---------------------------------------------------------------- names
 
 ONSETS = ("b d f g h j k l m n p r s t v w z " * 3 + "br cl dr fl gr kl kr pl qu sk sl st tr th sh ch x y c").split()
@@ -42,6 +79,16 @@ UNSEEMLY = re.compile(
     r"fuc|fuk|shit|cunt|nazi|rape|dick|cock|porn|sex|anus|anal|slut|tit|cum|fag|nig|arse|piss|pube|"
     r"whor|hitl|kkk|jew|retar|kill|dead|toxi|coon|turd|poo|pee|vagi|peni|"
     r"dyke|homo|paki|spic|negr|twat|wank|boob|butt|bitch|slav|nonce|mong|islam|allah|jesus"
+)
+
+
+# Real words that the syllables can spell; a name must be told from the prose around it.
+REAL_WORDS = frozenset(
+    re.findall(r"[a-z]+", " ".join(map(str, CATEGORIES)).lower())
+    + [third_person(deed).split()[0] for category in CATEGORIES for deed in category.deeds]
+    + [third_person(effect).split()[0] for category in CATEGORIES for _, effect in category.details]
+    + [series.lower() for series in SERIES]
+    + "broken chose cloth daily modern never pages please seven slate visit stand later table metal wagon".split()
 )
 
 
@@ -65,7 +112,7 @@ def invent_word(rng: Random, side: Side) -> str:
             word += rng.choice("lnrvtdmskbz") + rng.choice(ENDINGS)
         else:
             word += rng.choice(LAST_CODAS)
-        if 5 <= len(word) <= 10 and _is_pronounceable(word) and side_of_word(word) == side:
+        if 5 <= len(word) <= 10 and word not in REAL_WORDS and _is_pronounceable(word) and side_of_word(word) == side:
             return word.capitalize()
 
 
@@ -104,43 +151,6 @@ def _camel_case(rng: Random, side: Side) -> str:
             return "".join(half.capitalize() for half in halves)
 
 
-# ---------------------------------------------------------------- grammar
-
-
-def with_article(phrase: str) -> str:
-    """ "office chair" -> "an office chair"; by sound where letters mislead ("a useful", "an LED", "an honest")."""
-    low = phrase.lower()
-    if low.startswith(("honest", "hour")) or phrase.startswith("LED"):
-        return f"an {phrase}"
-    if low.startswith(("use", "uni", "one", "euro", "usb")):
-        return f"a {phrase}"
-    return f"{'an' if low[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def without_article(phrase: str) -> str:
-    """ "a hidden switch" -> "hidden switch"."""
-    return re.sub(r"^(an?|the) ", "", phrase)
-
-
-def third_person(deed: str) -> str:
-    """ "carry a load" -> "carries a load": the first word is the verb."""
-    verb, _, rest = deed.partition(" ")
-    if verb == "do" or verb.endswith(("s", "sh", "ch", "x", "z")):
-        verb += "es"
-    elif verb in ("have", "be"):
-        verb = {"have": "has", "be": "is"}[verb]
-    elif verb.endswith("y") and verb[-2] not in "aeiou":
-        verb = verb[:-1] + "ies"
-    else:
-        verb += "s"
-    return f"{verb} {rest}".strip().replace(" and open ", " and opens ").replace(" and close ", " and closes ")
-
-
-def capitalise(text: str) -> str:
-    """A capital for each sentence; what follows a closed quotation ('"Why?" asked Ida') is not a new one."""
-    return re.sub(r'(^"?|[.?!] "?)([a-z])', lambda match: match[1] + match[2].upper(), text)
-
-
 # ---------------------------------------------------------------- a product and a voice that tells of it
 
 
@@ -171,8 +181,8 @@ class Voice:
     """Fills templates with the words of one product, and says nothing twice before all is said once.
 
     Fields: {name} {cat} {Cat} {a_cat} {short} {mat} {colour} {weight} stay the same; {adj} {a_adj}
-    {look} {a_look} {deed} {deeds} {place}
-    {users} {when} take the next phrase; {detail} and {its} take the next detail, which {effect} and {effect_b} go with.
+    {look} {a_look} {deed} {deeds} {place} {users} {when} take the next phrase; {detail} and {its} take the next
+    detail, which {effect} and {effect_b} go with.
     """
 
     def __init__(self, rng: Random, product: Product, **extra: str) -> None:

@@ -132,11 +132,12 @@ def execute(name: str, kind: type, forward: Callable[[Any], None], flags: dict[s
     files += [Path(PROJECT_FILE)] if Path(PROJECT_FILE).is_file() else []
     layers += [Layer(str(path), read_command_table(path, name)) for path in files]
     resolved, sources = resolve(kind, layers)
-    if hasattr(resolved, "check"):
+    if callable(getattr(resolved, "check", None)):  # merge has an option of that name
         resolved.check()
     if common.get("print_config"):
         sys.stdout.write(f"[{name}]\n" + "\n".join(describe(resolved, sources)) + "\n")
         return
+    console.silence_libraries()
     guard(partial(forward, resolved), debug=bool(common.get("debug")))
 
 

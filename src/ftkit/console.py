@@ -55,6 +55,19 @@ def write_line(text: str, stream: IO[str] | None = None) -> None:
         pass
 
 
+def faint(text: str) -> None:
+    """A line that may be overlooked, such as the speed of an answer: dim on a terminal, unless NO_COLOR is set."""
+    if _level < NORMAL:
+        return
+    if not is_terminal(sys.stderr):
+        write_line(text)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(Text(safe(text, sys.stderr), style="dim"))
+
+
 def safe(text: str, stream: IO[str]) -> str:
     """Text from data may hold terminal escapes and bidirectional overrides: out of a terminal they are kept, on one not."""
     if not is_terminal(stream):
@@ -125,14 +138,58 @@ class Progress:
             self._bar.stop()
 
 
+def silence_libraries() -> None:
+    """Libraries warn and log on their own account; unless -v asks for it, only their errors come through.
+
+    Called before they are imported: some log while they load (bitsandbytes about an optional package).
+    """
+    import logging
+    import os
+    import warnings
+
+    if _level >= VERBOSE:
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not is_terminal(sys.stderr):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("transformers", "bitsandbytes", "peft", "accelerate", "torch", "datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence what libraries write on their own account while they load and run; our own lines stay."""
-    import logging
+    """As `silence_libraries`, for as long as a block lasts: around calls whose warnings say nothing to the user."""
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if _level < VERBOSE else "default")
-        for name in ("transformers", "bitsandbytes", "peft", "accelerate", "torch", "kernels"):
-            logging.getLogger(name).setLevel(logging.ERROR if _level < VERBOSE else logging.INFO)
+        if _level < VERBOSE:
+            warnings.simplefilter("ignore")
         yield
+
+
+def marked(pieces: Sequence[tuple[str, bool]]) -> None:
+    """Text on stderr with its marked pieces shown: in colour on a terminal, between ⟦ and ⟧ elsewhere."""
+    if _level < NORMAL:
+        return
+    if not is_terminal(sys.stderr):
+        write_line("".join(f"⟦{text}⟧" if is_marked else text for text, is_marked in pieces))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = Text()
+    for text, is_marked in pieces:
+        shown.append(safe(text, sys.stderr), style="bold green" if is_marked else "dim")
+    Console(file=sys.stderr, highlight=False).print(shown)
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """A curve in one line of block characters, averaged to at most `width` of them."""
+    if not values:
+        return ""
+    size = -(-len(values) // width)
+    means = [sum(values[at : at + size]) / len(values[at : at + size]) for at in range(0, len(values), size)]
+    low, high = min(means), max(means)
+    return "".join("▁▂▃▄▅▆▇█"[round((mean - low) / (high - low or 1) * 7)] for mean in means)

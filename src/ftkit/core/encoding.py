@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ftkit.core.template import Template
+from ftkit.io.template import Template
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.records import kind_of
 
@@ -202,7 +202,8 @@ def decode_answer(tokenizer: Any, prompt_ids: list[int], answer_ids: list[int]) 
 
     Special tokens (the stop token) are left out.
     """
-    before = [token for token in prompt_ids[-4:] if token not in set(tokenizer.all_special_ids)]
+    specials = set(tokenizer.all_special_ids)
+    before = [token for token in prompt_ids[-4:] if token not in specials]
     decode: Callable[..., str] = tokenizer.decode
     alone = decode(before, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     both = decode(before + list(answer_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ftkit.core.adapters import count_parameters, trainable_parameters
 from ftkit.core.caching_allocator import Block, CachingAllocator
 from ftkit.core.cuda_operators import SCRATCH, CudaKernels, cuda_choices, stand_in
 from ftkit.core.optimizer_memory import optimizer_memory
@@ -115,7 +116,7 @@ def simulate(
         tracker.hold(device.kernels.workspace_bytes, Part.WORKSPACE)
     gc.collect()  # a cycle left by the builder must not end within the simulation
     with quiet(), cuda_choices(device.kernels), tracker.follow(model), tracker:
-        run_steps(tracker, model, step, optimizer_kind, max(1, min(micro_steps, 2)))
+        run_steps(tracker, model, step, optimizer_kind, micro_steps)
     trained, total = count_parameters(model)
     peak = tracker.peak
     return MemoryEstimate(
@@ -140,14 +141,17 @@ def run_steps(
     optimizer_kind: str,
     micro_steps: int,
 ) -> None:
-    """Two optimizer steps: the second one finds the optimizer's states already there."""
-    parameters = [each for each in model.parameters() if each.requires_grad]
+    """Two optimizer steps: the second one finds the optimizer's states already there.
+
+    Two micro-steps stand for many: from the second on, each finds the gradients of those before.
+    """
+    parameters = trainable_parameters(model)
     hooks = [
         each.register_post_accumulate_grad_hook(lambda p: tracker.retag(p.grad, Part.GRADIENTS)) for each in parameters
     ]
     optimizer = optimizer_memory(optimizer_kind, parameters)
     for number in range(2):
-        for _ in range(micro_steps):
+        for _ in range(1 if number == 0 else min(micro_steps, 2)):
             tracker.enter(Phase.FORWARD)
             result = step(model)
             loss, kept = result if isinstance(result, tuple) else (result, None)
@@ -164,16 +168,6 @@ def run_steps(
             each.grad = None
     for hook in hooks:
         hook.remove()
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Trained and all parameters, as PEFT counts them: a byte of a 4-bit weight holds two."""
-    trained = total = 0
-    for parameter in model.parameters():
-        packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
-        total += parameter.numel() * packed
-        trained += parameter.numel() * packed * parameter.requires_grad
-    return trained, total
 
 
 # ---------------------------------------------------------------- the tracker

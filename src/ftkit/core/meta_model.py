@@ -5,15 +5,12 @@ same adapters, loss and hooks run on them as in training. Which layers stay 16-b
 own loader.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-from transformers.quantizers.base import HfQuantizer
 
-Quantisation = Literal["nf4", "fp4", "int8"]
 BLOCK = 64  # values per scale of a 4-bit weight
 SCALES_BLOCK = 256  # scales per second-level scale (double quantisation, arXiv:2305.14314, section 3)
 
@@ -22,51 +19,39 @@ def build_meta_model(
     config: PretrainedConfig,
     dtype: torch.dtype,
     *,
-    quantisation: Quantisation | None = None,
-    double_quantisation: bool = True,
-    attention: str = "sdpa",
+    quantization: BitsAndBytesConfig | None = None,
+    attention: str | None = None,
 ) -> PreTrainedModel:
-    """The causal language model of a config on meta, as from_pretrained would give it on a device.
+    """The causal language model of a config on meta, frozen, as from_pretrained would give it on a device.
 
-    dtype: of the weights that are not quantised, and of the computation. A copy of the config is used.
+    dtype: of the weights that are not quantised. quantization: what from_pretrained would be given.
+    attention: an implementation of transformers; None for the one it picks itself. The config is copied.
     """
     own = type(config).from_dict(config.to_dict())
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
-        if quantisation is not None:
-            quantise(model, quantisation, double_quantisation, dtype)
-    return model
+        if quantization is not None:
+            quantise(model, quantization, dtype)
+    model.requires_grad_(False)
+    return model  # type: ignore[no-any-return]
 
 
-def quantise(
-    model: PreTrainedModel, quantisation: Quantisation, double_quantisation: bool, compute_dtype: torch.dtype
-) -> None:
+def quantise(model: PreTrainedModel, settings: BitsAndBytesConfig, dtype: torch.dtype) -> None:
     """Replace the linear layers that transformers' loader would quantise, in place."""
-    settings = quantisation_config(quantisation, double_quantisation, compute_dtype)
-    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear  # loads bitsandbytes
+    from transformers.quantizers.base import HfQuantizer
+
+    kept = HfQuantizer.get_modules_to_not_convert(model, settings.llm_int8_skip_modules, model._keep_in_fp32_modules)
     replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=settings)
-    pack = pack_8bit if quantisation == "int8" else pack_4bit
-    second_codes = torch.empty(SCALES_BLOCK, dtype=torch.float32, device="meta")  # one table for all layers
+    second_codes = _empty(SCALES_BLOCK, torch.float32)  # one table for all layers
     for module in model.modules():
-        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
-            pack(module, compute_dtype, second_codes if double_quantisation else None)
-    model.is_loaded_in_4bit = quantisation != "int8"
-    model.is_loaded_in_8bit = quantisation == "int8"
+        if type(module).__name__ == "Linear8bitLt":
+            pack_8bit(module, dtype)
+        elif type(module).__name__ == "Linear4bit":
+            pack_4bit(module, dtype, second_codes if settings.bnb_4bit_use_double_quant else None)
+    model.is_loaded_in_4bit = settings.load_in_4bit
+    model.is_loaded_in_8bit = settings.load_in_8bit
     model.config.quantization_config = settings
-
-
-def quantisation_config(
-    quantisation: Quantisation, double_quantisation: bool, compute_dtype: torch.dtype
-) -> BitsAndBytesConfig:
-    """What from_pretrained would be given."""
-    if quantisation == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantisation,
-        bnb_4bit_use_double_quant=double_quantisation,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
 
 
 def pack_4bit(module: Any, dtype: torch.dtype, second_codes: Tensor | None) -> None:
@@ -107,7 +92,7 @@ def pack_4bit(module: Any, dtype: torch.dtype, second_codes: Tensor | None) -> N
     cast_bias(module, dtype)
 
 
-def pack_8bit(module: Any, dtype: torch.dtype, _: Tensor | None) -> None:
+def pack_8bit(module: Any, dtype: torch.dtype) -> None:
     """Give a Linear8bitLt its int8 weight (out, in) and one float32 scale for each row."""
     from bitsandbytes.nn import Int8Params
 

@@ -34,11 +34,11 @@ def optimizer_memory(kind: str, parameters: Sequence[Tensor]) -> OptimizerMemory
 
     kind: adamw (fused: AdamW, arXiv:1711.05101, algorithm 2, keeps two running means of the parameter's
     dtype and a step counter), adamw-foreach (the square roots of all second means at once on top),
-    adamw-8bit and paged-adamw-8bit (block-wise states, arXiv:2110.02861), sgd (keeps nothing).
+    adamw-8bit and paged-adamw-8bit (block-wise states, arXiv:2110.02861), sgd (with momentum: one mean).
     Raises KeyError for another kind.
     """
     if kind == "sgd":
-        return OptimizerMemory([], [[] for _ in parameters], [])
+        return OptimizerMemory([], [[size] for size in map(_bytes, parameters)], [])
     if kind == "adamw":
         return OptimizerMemory([], [[4, size, size] for size in map(_bytes, parameters)], [])
     if kind == "adamw-foreach":

@@ -223,3 +223,11 @@ def context_length(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def new_weights(config: Any, *, dtype: Any, device: str) -> Any:
+    """A model with random weights from torch's present seed."""
+    from transformers import AutoModelForCausalLM
+
+    with console.quiet_libraries():
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).to(device)

@@ -1,8 +1,9 @@
 """Rows of JSONL in and out; errors carry file and line."""
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +15,9 @@ from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import atomic_file, refuse_existing
 
 STDIN = "-"
+DEEPEST_NESTING = 200
+LARGEST_INTEGER = 2**64
+KEY = re.compile(rb'"\s*:')
 
 
 def source_name(source: str) -> str:
@@ -34,6 +38,8 @@ def read_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def open_source(source: str) -> Iterator[IO[bytes]]:
     """The bytes of a file or of stdin; what cannot be opened is a data error that names the nearest file."""
     if source == STDIN:
+        if sys.stdin is None:
+            raise UserError("stdin is closed", ExitCode.USAGE, hint="give a file")
         yield sys.stdin.buffer
         return
     path = Path(source)
@@ -43,8 +49,8 @@ def open_source(source: str) -> Iterator[IO[bytes]]:
         file = path.open("rb")
     except FileNotFoundError:
         raise UserError(f"{source}: no such file", ExitCode.DATA, hint=nearest_file(path)) from None
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror}", ExitCode.DATA) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: {getattr(error, 'strerror', error)}", ExitCode.DATA) from None
     with file:
         yield file
 
@@ -59,9 +65,8 @@ def nearest_file(path: Path) -> str | None:
     return f"did you mean '{folder / near[0]}'?" if near else None
 
 
-def parse_lines(lines: IO[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, row) of the lines of a JSONL stream."""
-    number = 0
     for number, line in enumerate(lines, 1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
@@ -76,23 +81,64 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
         raise explain(line, where, error) from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object", ExitCode.DATA, hint='each line should be one object: {"prompt": "...", "completion": "..."}')
-    if line.count(b'":') > len(row):
-        check_keys(line, where)
+    check_what_parsers_pass_over(row, line, where)
     return row
 
 
-def check_keys(line: bytes, where: str) -> None:
-    """A key that stands twice in an object is an error: JSON readers disagree on which value counts."""
+def check_what_parsers_pass_over(row: dict[str, Any], line: bytes, where: str) -> None:
+    """Data errors for what a fast parser accepts and changes: repeated keys, integers that become floats, deep nesting.
+
+    The first look is cheap and may suspect too much (a quoted `":` counts as a key); the second is exact.
+    """
+    if line.count(b"[") + line.count(b"{") > DEEPEST_NESTING and depth_of(row) > DEEPEST_NESTING:
+        raise UserError(f"{where}: nested more than {DEEPEST_NESTING} levels deep", ExitCode.DATA)
+    keys, has_large_number = survey(row)
+    if has_large_number or len(KEY.findall(line)) != keys:
+        parse_exactly(line, where)
+
+
+def survey(value: Any) -> tuple[int, bool]:
+    """How many keys a JSON value has at all levels, and whether it has a number too large for an integer."""
+    keys, has_large_number, waiting = 0, False, [value]
+    while waiting:
+        value = waiting.pop()
+        kind = type(value)
+        if kind is dict:
+            keys += len(value)
+            waiting.extend(v for v in value.values() if type(v) is not str)
+        elif kind is list:
+            waiting.extend(v for v in value if type(v) is not str)
+        elif kind is float and abs(value) >= LARGEST_INTEGER / 2:
+            has_large_number = True
+    return keys, has_large_number
+
+
+def depth_of(value: Any) -> int:
+    """Levels of lists and objects in a JSON value."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def parse_exactly(line: bytes, where: str) -> None:
+    """A repeated key or an integer beyond 64 bits is a data error: JSON readers disagree on what it means."""
 
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise UserError(f"{where}: key '{key}' stands twice in one object", ExitCode.DATA)
+                raise UserError(f"{where}: key '{key}' stands twice in one object", ExitCode.DATA, hint="keep one of them")
             seen[key] = value
         return seen
 
-    json.loads(line, object_pairs_hook=refuse_duplicates)
+    def refuse_large(digits: str) -> int:
+        if len(digits) > 20 or not -LARGEST_INTEGER // 2 <= int(digits) < LARGEST_INTEGER:
+            raise UserError(f"{where}: {digits[:30]} does not fit in 64 bits", ExitCode.DATA, hint="write it as text, in quotes")
+        return int(digits)
+
+    json.loads(line, object_pairs_hook=refuse_duplicates, parse_int=refuse_large)
 
 
 def explain(line: bytes, where: str, error: orjson.JSONDecodeError) -> UserError:
@@ -102,13 +148,21 @@ def explain(line: bytes, where: str, error: orjson.JSONDecodeError) -> UserError
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as bad:
-        return UserError(f"{where}: not UTF-8 at byte {bad.start}", ExitCode.DATA, hint="ftkit prep FILE --encoding latin-1 (or what it is)")
+        hint = "ftkit prep FILE --encoding latin-1 (or what it is), or --on-error skip"
+        return UserError(f"{where}: not UTF-8 at byte {bad.start + 1} of the line", ExitCode.DATA, hint=hint)
     if not line.endswith(b"\n") and is_cut_off(text):
-        return UserError(f"{where}: ends inside a JSON value (file cut off?)", ExitCode.DATA)
+        return UserError(f"{where}: ends inside a JSON value (file cut off?)", ExitCode.DATA, hint="get the file again, or remove its last line")
     if text.lstrip().startswith("[") and not text.rstrip().endswith("]"):
         return UserError(f"{where}: a JSON array, not JSONL", ExitCode.DATA, hint="ftkit prep reads it: ftkit prep FILE > rows.jsonl")
-    reason = error.msg.partition(":")[0] if hasattr(error, "msg") else str(error)
-    return UserError(f"{where}:{getattr(error, 'colno', 1)}: not JSON: {reason}", ExitCode.DATA)
+    place = f"{where}:{error.colno}" if error.lineno == 1 else f"{where}: line {error.lineno} of the record, column {error.colno}"
+    return UserError(f"{place}: not JSON: {reason_of(error, text)}", ExitCode.DATA, hint="mend the line, or leave it out: ftkit prep FILE --on-error skip")
+
+
+def reason_of(error: orjson.JSONDecodeError, text: str) -> str:
+    """What the parser did not like, without its own counting of the place."""
+    if text[error.pos :].startswith(("NaN", "Infinity", "nan", "inf")):
+        return "NaN and Infinity are no JSON values (null is)"
+    return error.msg.partition(": line ")[0]
 
 
 def is_cut_off(text: str) -> bool:
@@ -117,6 +171,8 @@ def is_cut_off(text: str) -> bool:
         json.loads(text)
     except json.JSONDecodeError as error:
         return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+    except RecursionError:
+        return False
     return False
 
 

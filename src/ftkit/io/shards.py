@@ -1,10 +1,15 @@
-"""Safetensors files: headers read and checked before anything else touches them, shards found through their index."""
+"""Safetensors files: headers read and checked before anything else touches them, shards found through their index.
+
+Written tensor by tensor too: a shard's header is known before its first byte of data, the index comes last.
+"""
 
 import json
 import math
 import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ftkit.errors import ExitCode, UserError
 
@@ -15,6 +20,9 @@ BYTES_PER_VALUE = {
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
 LONGEST_HEADER_BYTES = 100_000_000
+CHUNK_BYTES = 1 << 24
+SHARD_BYTES = 5_000_000_000
+"""Largest shard that is written (a larger tensor gets a shard of its own)."""
 
 
 @dataclass(frozen=True)
@@ -146,3 +154,93 @@ def check_coverage(path: Path, layout: dict[str, TensorPlace], data_start: int, 
         at = place.end
     if at != size:
         raise UserError(f"{path}: {size:,} bytes, its tensors end at {at:,} (cut off?)", ExitCode.MODEL, hint="download the file again")
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor that is going to be written: its name, dtype as safetensors names it, shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * BYTES_PER_VALUE[self.dtype]
+
+
+def read_chunks(place: TensorPlace, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """The bytes of a tensor, `chunk_bytes` at a time (a multiple of 8, so that no value is cut)."""
+    with place.file.open("rb", buffering=0) as file:
+        file.seek(place.start)
+        left = place.nbytes
+        while left:
+            chunk = file.read(min(left, chunk_bytes))
+            if not chunk:
+                raise UserError(f"{place.file}: ends inside a tensor", ExitCode.MODEL, hint="download the file again")
+            left -= len(chunk)
+            yield chunk
+
+
+def plan_shards(tensors: Sequence[NewTensor], shard_bytes: int = SHARD_BYTES) -> list[list[NewTensor]]:
+    """The tensors in groups of at most `shard_bytes`, one group a file.
+
+    Sorted by width of their values (widest first, so that every tensor is aligned), then by name: the result is the
+    same however the tensors came.
+    """
+    shards: list[list[NewTensor]] = []
+    filled = 0
+    for tensor in sorted(tensors, key=lambda t: (-BYTES_PER_VALUE[t.dtype], t.name)):
+        if not shards or filled + tensor.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    return shards
+
+
+def write_shards(
+    folder: Path,
+    tensors: Sequence[NewTensor],
+    content: Callable[[NewTensor], Iterable[Any]],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write tensors as model.safetensors, or as numbered shards and, last, their index.
+
+    content: gives the bytes of a tensor in pieces (anything with the buffer protocol); it is called once for each
+    tensor, in the order of the file, so only one needs to be in memory.
+    """
+    groups = plan_shards(tensors, shard_bytes)
+    names = shard_names(len(groups))
+    for name, group in zip(names, groups, strict=True):
+        with (folder / name).open("wb") as file:
+            file.write(encode_header(group))
+            for tensor in group:
+                written = sum(file.write(piece) for piece in content(tensor))
+                assert written == tensor.nbytes, (tensor, written)
+    if len(groups) > 1:
+        weight_map = {tensor.name: name for name, group in zip(names, groups, strict=True) for tensor in group}
+        total = sum(tensor.nbytes for tensor in tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def shard_names(count: int) -> list[str]:
+    """File names as transformers writes them."""
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def encode_header(tensors: Sequence[NewTensor]) -> bytes:
+    """Length and header of a file that holds these tensors in this order, padded so that the data is aligned to 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-from ftkit.core.template import Template, parse_template
+from ftkit.io.template import Template, parse_template
 from ftkit.errors import ExitCode, UserError, did_you_mean
 
 

@@ -75,3 +75,42 @@ def hash_tensors(tensors: list[Tensor]) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def quantize_weight(weight: Tensor, method: str, dtype: torch.dtype, device: str = "cpu") -> Any:
+    """One weight as loading quantises it for a training method: cast to `dtype` first, then packed by bitsandbytes.
+
+    weight: (out, in), any floating-point format. Returns bitsandbytes' parameter; `fingerprint` takes it.
+    """
+    from bitsandbytes.nn import Int8Params, Params4bit
+
+    if method == "int8":
+        return Int8Params(weight.to(dtype), requires_grad=False, has_fp16_weights=False).to(device)
+    asked = quantization_config(method, dtype)
+    return Params4bit(
+        weight.to(dtype),
+        requires_grad=False,
+        blocksize=BLOCK,
+        compress_statistics=asked.bnb_4bit_use_double_quant,
+        quant_type=asked.bnb_4bit_quant_type,
+        quant_storage=asked.bnb_4bit_quant_storage,
+    ).to(device)
+
+
+def dequantize_weight(weight: Any, scales: Tensor | None = None) -> Tensor:
+    """The values (out, in) that a quantised weight stands for, on the CPU.
+
+    4 bits: in the format that it was quantised from, as the layer computes with them. int8: float32, value * scale / 127;
+    scales: where the layer keeps them, once it has run.
+    """
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        return dequantize_4bit(weight.data, state).cpu()  # type: ignore[no-any-return]
+    return int8_vectorwise_dequant(weight.data, weight.SCB if scales is None else scales).cpu()  # type: ignore[no-any-return]
+
+
+def quantizing_devices() -> list[str]:
+    """Where to quantise a weight again: on the CPU, and on the GPU if there is one, whose rounding may differ."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

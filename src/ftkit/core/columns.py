@@ -1,0 +1,371 @@
+"""Which column fills which field of a template: by --map, by the usual names, or by looking at the first rows."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import orjson
+
+from ftkit.errors import ExitCode, UserError, did_you_mean
+from ftkit.io.records import type_name
+
+SHAPES = (  # question, answer and context as well-known data sets call them
+    ("instruction", "output", "input"),
+    ("instruction", "response", "context"),
+    ("prompt", "completion", None),
+    ("prompt", "response", None),
+    ("question", "answer", None),
+)
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+LOOKED_AT_ROWS = 200
+"""Rows that inference looks at, so that it works on a stream."""
+MOST = 0.95
+"""A column has a property if this share of its values has it."""
+NOT_AN_ANSWER = {"nan", "null", "<na>"}
+"""What programs write for a missing value; any case."""
+
+
+class BadValue(UserError):
+    """A row that cannot be used: which field is wrong."""
+
+    def __init__(self, where: str, field_name: str, reason: str, hint: str | None = None) -> None:
+        super().__init__(f"{where}: {reason}", ExitCode.DATA, hint=hint)
+        self.field = field_name
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Text with `{column}` in it; `{{` and `}}` stand for braces."""
+
+    text: str
+    pieces: tuple[tuple[str, str | None], ...]
+    """(literal text, column that follows it); the last column may be None."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns it names, in order."""
+        return [column for _, column in self.pieces if column is not None]
+
+    def fill(self, values: Mapping[str, Any], field_name: str, where: str) -> str:
+        """The text with the values of one row; numbers are written as JSON writes them."""
+        return "".join(literal if column is None else literal + written(values, column, field_name, where) for literal, column in self.pieces)
+
+
+def columns_of(source: str | Pattern) -> list[str]:
+    """The columns that a source reads."""
+    return source.columns if isinstance(source, Pattern) else [source]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The fields that a template takes; question and answer are the two that inference can fill."""
+
+    template: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    question: str | None = None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The fields that are learned: required, and not the question."""
+        return tuple(name for name in self.required if name != self.question)
+
+    @property
+    def answer(self) -> str | None:
+        """The one answer of a question-and-answer template."""
+        return self.answers[0] if self.question and len(self.answers) == 1 else None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Required, then optional."""
+        return self.required + self.optional
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where each field's text comes from: a column's name, or a pattern of several."""
+
+    sources: Mapping[str, str | Pattern]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Columns that inference did not use, and why."""
+    inferred: frozenset[str] = frozenset()
+    """Fields that nobody named."""
+    since: str = ""
+    """file:line of the first row it was made for."""
+
+    @cached_property
+    def needed(self) -> tuple[tuple[str, str], ...]:
+        """(field, column) for every column that a row must have."""
+        return tuple((name, column) for name, source in self.sources.items() for column in columns_of(source))
+
+    def pattern_of(self, field_name: str | None) -> str | None:
+        """The pattern that fills a field, as typed; None if a column or fixed text does."""
+        source = self.sources.get(field_name) if field_name else None
+        return source.text if isinstance(source, Pattern) and source.columns else None
+
+
+def parse_maps(maps: Sequence[str], fields: Sequence[str], template: str) -> dict[str, str]:
+    """`output=description` items as field -> column or text; a usage error for what the template does not have."""
+    parsed: dict[str, str] = {}
+    for item in maps:
+        name, equals, text = item.partition("=")
+        name = name.strip()
+        if not equals or not text:
+            raise UserError(f"--map {item}: should be FIELD=COLUMN or FIELD=TEXT", ExitCode.USAGE, hint="for example --map output=description")
+        if name not in fields:
+            hint = f"{did_you_mean(name, list(fields))}fields: {', '.join(fields)}"
+            raise UserError(f"--map {item}: template {template} has no field '{name}'", ExitCode.USAGE, hint=hint)
+        if name in parsed:
+            raise UserError(f"--map fills '{name}' twice", ExitCode.USAGE, hint="give it once")
+        parsed[name] = text
+    return parsed
+
+
+def parse_source(text: str, columns: Sequence[str], where: str) -> str | Pattern:
+    """A column's name, text with {columns}, or fixed text (known by its spaces); an unknown column is a data error."""
+    if text in columns:
+        return text
+    pieces: list[tuple[str, str | None]] = []
+    literal, end = "", 0
+    for found in PLACEHOLDER.finditer(text):
+        literal += text[end : found.start()]
+        end = found.end()
+        if found[0] in ("{{", "}}"):
+            literal += found[0][0]
+            continue
+        if found[1] not in columns:
+            raise no_column(found[1], columns, where)
+        pieces.append((literal, found[1]))
+        literal = ""
+    pieces.append((literal + text[end:], None))
+    if len(pieces) == 1 and (" " not in text.strip() or did_you_mean(text, list(columns))):
+        raise no_column(text, columns, where)
+    return Pattern(text, tuple(pieces))
+
+
+def no_column(name: str, columns: Sequence[str], where: str) -> UserError:
+    """The error for a column that the input does not have."""
+    return UserError(f"{where}: no column '{name}'", ExitCode.DATA, hint=f"{did_you_mean(name, list(columns))}columns: {', '.join(columns)}")
+
+
+def choose_columns(
+    wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], maps: Mapping[str, str], where: str
+) -> Choice:
+    """Fill the fields: first by `maps`, then by name, then by the usual names, last by looking at the sample.
+
+    `sample` are the first rows. A template that cannot be filled is a data error that names what is needed and there.
+    """
+    mapped = {name: parse_source(text, columns, where) for name, text in maps.items()}
+    named = {name: name for name in wanted.fields if name in columns}
+    sources = {**named, **mapped}
+    if all(name in sources for name in wanted.required):
+        return Choice(sources)
+    if not mapped and (shape := usual_names(wanted, columns, sample, where)):
+        return Choice(shape)
+    unknown = [name for name in wanted.required if name not in mapped]
+    can_infer = wanted.answer is not None and not any(name in named and name not in mapped for name in wanted.required)
+    if can_infer and set(unknown) <= {wanted.question, wanted.answer}:
+        return infer(wanted, columns, sample, mapped, where)
+    raise cannot_fill(wanted, columns, where)
+
+
+def usual_names(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], where: str) -> dict[str, str | Pattern] | None:
+    """The fields of a question-and-answer template from columns that other data sets use; None if there are none.
+
+    A context column that is not empty needs a field of the template; without one, nothing is left out in silence.
+    """
+    if wanted.answer is None or wanted.question is None:
+        return None
+    for question, answer, context in SHAPES:
+        if question not in columns or answer not in columns:
+            continue
+        sources: dict[str, str | Pattern] = {wanted.question: question, wanted.answer: answer}
+        if context in columns and any(is_filled(row.get(context)) for row in sample):
+            if "input" not in wanted.optional:
+                raise no_place_for(context, wanted, question, answer, where)
+            sources["input"] = context
+        return sources
+    return None
+
+
+def no_place_for(context: str, wanted: Wanted, question: str, answer: str, where: str) -> UserError:
+    """The error for rows with a context column that the template does not take."""
+    return UserError(
+        f"{where}: template {wanted.template} has no field for the column '{context}'",
+        ExitCode.DATA,
+        hint=f'--map {wanted.question}="{{{question}}} {{{context}}}" --map {wanted.answer}={answer}',
+    )
+
+
+def cannot_fill(wanted: Wanted, columns: Sequence[str], where: str) -> UserError:
+    """The error for a template whose fields the columns do not fill, with an example of --map."""
+    usable = [column for column in columns if column not in wanted.fields] or list(columns) or ["COLUMN"]
+    example = " ".join(f"--map {name}={shell_word(usable[-1 if name in wanted.answers else 0])}" for name in wanted.required)
+    needs, has = " and ".join(wanted.required), ", ".join(columns)
+    is_chat = "messages" in columns or "conversations" in columns
+    hint = "conversations take a chat template: --template chatml" if is_chat else f"for example {example}"
+    return UserError(f"{where}: template {wanted.template} needs {needs}; the rows have {has}", ExitCode.DATA, hint=hint)
+
+
+def shell_word(text: str) -> str:
+    """Text as one word of a shell command."""
+    import shlex
+
+    return shlex.quote(text)
+
+
+def infer(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], mapped: Mapping[str, str | Pattern], where: str) -> Choice:
+    """Answer: the longest free text. Question: one sentence that names the answer and lists the other columns.
+
+    Columns whose values repeat those of others are left out first. What `mapped` already fills stays.
+    """
+    question, answer = wanted.question or "", wanted.answer or ""
+    texts, left_out = text_columns(columns, sample)
+    left_out |= repeating_columns(texts)
+    texts = {name: values for name, values in texts.items() if name not in left_out}
+    sources: dict[str, str | Pattern] = dict(mapped)
+    used = {name for source in mapped.values() for name in columns_of(source)}
+    if answer not in sources:
+        free = {name: mean_length(values) for name, values in texts.items() if name not in used and is_free_text(values)}
+        if not free:
+            raise cannot_fill(wanted, columns, where)
+        sources[answer] = max(free, key=lambda name: free[name])
+        used.add(str(sources[answer]))
+    if question not in sources:
+        rest = [name for name in texts if name not in used]
+        if not rest:
+            raise cannot_fill(wanted, columns, where)
+        called = sources[answer] if isinstance(sources[answer], str) else answer
+        text = f"Write the {called}. " + "; ".join(f"{name}: {{{name}}}" for name in rest)
+        sources[question] = parse_source(text, columns, where)
+    not_left_out = {name for source in sources.values() for name in columns_of(source)}
+    left_out = {name: why for name, why in left_out.items() if name not in not_left_out}
+    return Choice(sources, left_out, frozenset(name for name in (question, answer) if name not in mapped))
+
+
+def text_columns(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The columns that hold text or numbers in every row, with their values; the others, and why not."""
+    texts: dict[str, list[str]] = {}
+    left_out: dict[str, str] = {}
+    for name in columns:
+        values = [row.get(name) for row in sample]
+        if "{" in name or "}" in name or re.fullmatch(r"column \d+", name):
+            left_out[name] = "it has no usable name"
+        elif any(value is None for value in values):
+            left_out[name] = "some rows have no value"
+        elif not all(isinstance(value, (str, int, float)) and not isinstance(value, bool) for value in values):
+            left_out[name] = "its values are no text"
+        else:
+            texts[name] = [value if isinstance(value, str) else orjson.dumps(value).decode() for value in values]
+    return texts, left_out
+
+
+def repeating_columns(texts: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Columns that mostly consist of the values of others (Red Dot's `text`), and which others; longest first."""
+    left_out: dict[str, str] = {}
+    places = list(texts)
+    for name in sorted(texts, key=lambda name: (-mean_length(texts[name]), -places.index(name))):
+        others = {other: values for other, values in texts.items() if other != name and other not in left_out}
+        if others and all_but_few(mostly_made_of(value, [values[row] for values in others.values()]) for row, value in enumerate(texts[name])):
+            repeated = [other for other, values in others.items() if all_but_few(v in value for v, value in zip(values, texts[name], strict=True))]
+            left_out[name] = f"it repeats {', '.join(repeated)}"
+    return left_out
+
+
+def mostly_made_of(value: str, others: Sequence[str]) -> bool:
+    """True if more than half of a text is copied from whole values of other columns."""
+    rest = value
+    for other in sorted(others, key=len, reverse=True):
+        if other.strip():
+            rest = rest.replace(other, "", 1)
+    return len(rest) < len(value) / 2
+
+
+def all_but_few(holds: Any) -> bool:
+    """True if at least MOST of the values of an iterable are true, and there are any."""
+    seen = list(holds)
+    return bool(seen) and sum(seen) >= MOST * len(seen)
+
+
+def mean_length(values: Sequence[str]) -> float:
+    """In characters."""
+    return sum(map(len, values)) / max(1, len(values))
+
+
+def is_free_text(values: Sequence[str]) -> bool:
+    """True if most values are words with spaces between (or a script that needs none), and they differ."""
+    filled = [value for value in values if value.strip()]
+    differ = len(values) == 1 or len(set(filled)) > 1
+    return differ and sum(map(reads_like_text, filled)) > len(values) / 2
+
+
+def reads_like_text(value: str) -> bool:
+    """Two words of letters, or a letter of a script without spaces."""
+    words = re.findall(r"[^\W\d_]+", value)
+    return len(words) >= 2 and " " in value or any(ord(letter) > 0x2E80 for word in words for letter in word)
+
+
+def is_filled(value: Any) -> bool:
+    """True for anything but nothing and blank text."""
+    return value is not None and value != [] and not (isinstance(value, str) and not value.strip())
+
+
+def fill_fields(values: Mapping[str, Any], choice: Choice, wanted: Wanted, where: str) -> dict[str, str]:
+    """The text of every field for one row; a BadValue for a missing, empty or non-text one."""
+    for name, column in choice.needed:
+        if column not in values and name not in wanted.optional:
+            raise other_shape(values, column, name, choice, where)
+    filled = {}
+    for name in wanted.fields:
+        source = choice.sources.get(name)
+        if source is None:
+            continue
+        if isinstance(source, Pattern):
+            text = source.fill(values, name, where)
+        elif name in wanted.optional and values.get(source) is None:
+            text = ""
+        else:
+            text = cell_text(values, source, name, where)
+        if name in wanted.required:
+            check_text(text, source, name, wanted, where)
+        filled[name] = text
+    return filled
+
+
+def check_text(text: str, source: str | Pattern, name: str, wanted: Wanted, where: str) -> None:
+    """A required field may not be blank, and an answer may not be what programs write for a missing one."""
+    shown = f" ('{source}' is empty)" if isinstance(source, str) else ""
+    is_answer = name in wanted.answers
+    if not text.strip():
+        reason = f"no answer, nothing to learn{shown}" if is_answer else f"no {name}{shown}"
+        raise BadValue(where, name, reason, "fill it in, or leave such rows out: --on-error skip")
+    if is_answer and text.strip().lower() in NOT_AN_ANSWER:
+        raise BadValue(where, name, f"the answer is {text.strip()!r}, a missing value", "fill it in, or leave such rows out: --on-error skip")
+
+
+def cell_text(values: Mapping[str, Any], column: str, field_name: str, where: str) -> str:
+    """The text in a column of a row."""
+    value = values.get(column)
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise BadValue(where, field_name, f"'{column}' is null", "fill it in, or leave such rows out: --on-error skip")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    hint = f'to write numbers as text: --map {field_name}="{{{column}}}"' if is_number else "fill the field with text: --map FIELD=COLUMN"
+    raise BadValue(where, field_name, f"'{column}' is {type_name(value)}, should be text", hint)
+
+
+def written(values: Mapping[str, Any], column: str, field_name: str, where: str) -> str:
+    """A value inside a pattern: text as it is, numbers as JSON writes them."""
+    value = values.get(column)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return orjson.dumps(value).decode()
+    return cell_text(values, column, field_name, where)
+
+
+def other_shape(values: Mapping[str, Any], column: str, field_name: str, choice: Choice, where: str) -> BadValue:
+    """The error for a row without a column that the first rows have."""
+    reason = f"has no '{column}' (it has {', '.join(values) or 'nothing'}), as the rows from {choice.since} on do"
+    return BadValue(where, field_name, reason, "rows of one file should have the same keys; prepare the others on their own")

@@ -1,0 +1,232 @@
+"""A conversation with a model: what is said becomes a prompt by its template, and is answered. Knows no terminal."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ftkit.core.encoding import Encoder
+from ftkit.core.generation import Answer, Stream, generate_batch, stream_answer
+from ftkit.errors import ExitCode, UserError
+
+Message = dict[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": text}"""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is chosen. max_new: its longest length in tokens; temperature 0 takes the likeliest token."""
+
+    max_new: int
+    temperature: float = 0.0
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The ids to feed, and how many of the oldest exchanges were left out so that they fit into the context."""
+
+    ids: list[int]
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A loaded model with all that decides what it answers.
+
+    The encoder's template gives the form of prompts: a chat template renders the conversation so far; a single-turn
+    template (alpaca) renders the last thing said, alone; without either, the text is continued as it stands.
+    """
+
+    model: Any
+    encoder: Encoder
+    stop_ids: Sequence[int]
+    stop_strings: Sequence[str] = ()
+    context: int | None = None
+    """Tokens of prompt and answer together that the model was made for."""
+
+    @property
+    def keeps_history(self) -> bool:
+        """True if an answer depends on the turns before."""
+        return self.encoder.renders_chat
+
+    @property
+    def only_continues(self) -> bool:
+        """True if there is no template: the model goes on with the text it is given."""
+        return not self.encoder.renders_chat and self.encoder.template is None
+
+    def prompt(self, messages: list[Message], max_new: int) -> Prompt:
+        """The prompt for the last message; the oldest exchanges are left out where the conversation is too long.
+
+        Room is kept for an answer of max_new tokens, but for at most a quarter of the context.
+        """
+        require_one_turn(messages, self)
+        ids = self._ids(messages)
+        dropped = 0
+        if self.context is not None:
+            longest = self.context - min(max_new, self.context // 4)
+            while len(ids) > longest and (shorter := without_oldest_exchange(messages)):
+                messages, dropped = shorter, dropped + 1
+                ids = self._ids(messages)
+        return Prompt(self._checked(ids), dropped)
+
+    def rendered_prompt(self, text: str) -> Prompt:
+        """The prompt for a text that a template has rendered already."""
+        return Prompt(self._checked(self.encoder.prompt_ids(text)))
+
+    def answer(self, prompt: Prompt, sampling: Sampling) -> Answer:
+        """The whole answer at once."""
+        with out_of_memory_told():
+            return generate_batch(self.model, self.encoder.tokenizer, [prompt.ids], **self._options(sampling))[0]
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Stream:
+        """The same answer, piece by piece."""
+        return stream_answer(self.model, self.encoder.tokenizer, prompt.ids, **self._options(sampling))
+
+    def content(self, text: str) -> str:
+        """What was answered, without the white space that templates put around it; a continued text stays as it is."""
+        return text if self.only_continues else text.strip()
+
+    def _ids(self, messages: list[Message]) -> list[int]:
+        if self.keeps_history:
+            return self.encoder.chat_ids(messages)
+        said = messages[-1]["content"]
+        template = self.encoder.template
+        return self.encoder.prompt_ids(template.prompt_for(said) if template else said)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise UserError("an empty prompt", ExitCode.DATA, hint="this model needs at least one token to begin with")
+        if self.context is not None and len(ids) >= self.context:
+            raise UserError(
+                f"the prompt has {len(ids):,} tokens, the model's context is {self.context:,}: no room for an answer",
+                ExitCode.DATA, hint="ask something shorter",
+            )  # fmt: skip
+        return ids
+
+    def _options(self, sampling: Sampling) -> dict[str, Any]:
+        return {
+            "stop_ids": self.stop_ids,
+            "stop_strings": self.stop_strings,
+            "max_new": sampling.max_new,
+            "temperature": sampling.temperature,
+            "seed": sampling.seed,
+            "context": self.context,
+        }
+
+
+def require_one_turn(messages: list[Message], speaker: Speaker) -> None:
+    """Without a chat template only the last thing said reaches the model: more would be lost, so it is refused."""
+    if speaker.keeps_history or len(messages) == 1:
+        return
+    template = speaker.encoder.template
+    what = f"template {template.name}" if template else "a model without a chat template"
+    has_system = messages[0]["role"] == "system"
+    said = "a system message" if has_system else f"a conversation of {len(messages)} messages"
+    hint = "chat templates take it: --template chatml"
+    raise UserError(f"{said} for {what}, which takes one text", ExitCode.DATA, hint=hint)
+
+
+def without_oldest_exchange(messages: list[Message]) -> list[Message]:
+    """The conversation without its first question and what was answered to it; empty if only one question is left.
+
+    A system message stays.
+    """
+    first = 1 if messages[0]["role"] == "system" else 0
+    questions = [at for at, message in enumerate(messages) if message["role"] == "user" and at > first]
+    return [*messages[:first], *messages[questions[0] :]] if questions else []
+
+
+class Reply:
+    """An answer under way: its pieces while they come, and the answer as far as it goes."""
+
+    def __init__(self, speaker: Speaker, prompt: Prompt, sampling: Sampling) -> None:
+        self.prompt = prompt
+        self._speaker = speaker
+        self._stream = speaker.stream(prompt, sampling)
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text; white space in front of the first word is left out where `content` leaves it out."""
+        started = self._speaker.only_continues
+        with out_of_memory_told():
+            for piece in self._stream:
+                piece = piece if started else piece.lstrip()
+                started = started or bool(piece)
+                if piece:
+                    yield piece
+
+    @property
+    def answer(self) -> Answer:
+        """The answer so far; the whole of it after the last piece."""
+        return self._stream.answer
+
+    @property
+    def content(self) -> str:
+        """The text so far as it goes into the conversation."""
+        return self._speaker.content(self.answer.text)
+
+
+class Conversation:
+    """Questions and answers in turn.
+
+    A model that takes no history gets each question alone; the record is kept all the same.
+    """
+
+    def __init__(self, speaker: Speaker, sampling: Sampling, system: str | None = None) -> None:
+        self.speaker, self.sampling = speaker, sampling
+        self.system: str | None = None
+        self.turns: list[Message] = []
+        self._asked = 0
+        self.set_system(system)
+
+    def set_system(self, text: str | None) -> None:
+        """The system message of the turns to come; None for none. Refused where the template has no place for it."""
+        if text:
+            self.speaker.prompt([{"role": "system", "content": text}, {"role": "user", "content": "?"}], 1)
+        self.system = text or None
+
+    def ask(self, text: str) -> Reply:
+        """The answer to a text, not yet part of the conversation: iterate over it, then `keep` it.
+
+        Asking again draws anew where temperature is above 0; a conversation repeated from the start repeats.
+        """
+        message = {"role": "user", "content": text}
+        said = [*self.opening, *self.turns, message] if self.speaker.keeps_history else [message]
+        prompt = self.speaker.prompt(said, self.sampling.max_new)
+        self._asked += 1
+        return Reply(self.speaker, prompt, replace(self.sampling, seed=self.sampling.seed + self._asked - 1))
+
+    def keep(self, text: str, reply: Reply) -> None:
+        """Make a question and its answer (even one that was stopped half-way) part of the conversation."""
+        self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": reply.content}]
+
+    def undo(self) -> str | None:
+        """Take the last question and its answer back; returns the question, None if there is none."""
+        if not self.turns:
+            return None
+        question, _ = self.turns[-2:]
+        del self.turns[-2:]
+        return str(question["content"])
+
+    def reset(self) -> None:
+        """Begin again; the system message stays."""
+        self.turns.clear()
+        self._asked = 0
+
+    @property
+    def opening(self) -> list[Message]:
+        """The system message, if there is one."""
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+
+@contextmanager
+def out_of_memory_told() -> Iterator[None]:
+    """A GPU that runs out of memory costs this answer, with words; what was loaded stays usable."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        hint = "a smaller --max-new, or a shorter conversation"
+        raise UserError("out of memory: this answer was given up", ExitCode.MEMORY, hint=hint) from None

@@ -1,0 +1,80 @@
+"""Rows -> examples no longer than the model may see, with a ledger of what was dropped or cut."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ftkit.core.encoding import Encoder, Example
+from ftkit.errors import ExitCode, UserError
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of the rows: kept whole, dropped, cut, and the answer tokens lost on the way."""
+
+    rows: int
+    kept: int
+    dropped: int
+    truncated: int
+    lost_tokens: int
+    longest: int
+    """Tokens of the longest example that is kept."""
+    tokens: int
+    counted: int
+
+
+def encode_rows(
+    rows: Iterable[tuple[str, dict[str, Any]]], encoder: Encoder, *, max_length: int, overlength: str
+) -> tuple[list[Example], list[int], Ledger]:
+    """(examples, index of the row each came from, ledger). `rows` are (place, row); max_length in tokens.
+
+    A row beyond max_length is dropped, or its answer is cut (`truncate`), but never to nothing. Plain text is cut into
+    pieces instead, so that nothing of it is lost.
+    """
+    examples: list[Example] = []
+    origin: list[int] = []
+    total = dropped = truncated = lost = 0
+    for number, (place, row) in enumerate(rows):
+        total += 1
+        example = checked_example(encoder, row, place)
+        pieces = fit(example, max_length, overlength, is_text="text" in row)
+        kept = sum(sum(piece.counted) for piece in pieces)
+        lost += sum(example.counted) - kept if "text" not in row else 0
+        dropped += not pieces
+        truncated += bool(pieces) and len(example.ids) > max_length and "text" not in row
+        examples += pieces
+        origin += [number] * len(pieces)
+    longest = max((len(e.ids) for e in examples), default=0)
+    tokens, counted = sum(len(e.ids) for e in examples), sum(sum(e.counted[1:]) for e in examples)
+    return examples, origin, Ledger(total, total - dropped, dropped, truncated, lost, longest, tokens, counted)
+
+
+def fit(example: Example, max_length: int, overlength: str, *, is_text: bool) -> list[Example]:
+    """The example if it is short enough, otherwise what is left of it: nothing, a cut answer, or pieces of a text."""
+    if len(example.ids) <= max_length:
+        return [example] if any(example.counted[1:]) else []
+    if is_text:
+        cuts = range(0, len(example.ids), max_length)
+        pieces = [Example(example.ids[at : at + max_length], example.counted[at : at + max_length]) for at in cuts]
+        return [piece for piece in pieces if len(piece.ids) > 1]
+    if overlength == "truncate":
+        cut = Example(example.ids[:max_length], example.counted[:max_length])
+        return [cut] if any(cut.counted[1:]) else []
+    return []
+
+
+def checked_example(encoder: Encoder, row: dict[str, Any], place: str) -> Example:
+    """The row's example; one that begins with two BOS, or whose answer does not end in a stop token, is refused."""
+    try:
+        example = encoder.example(row)
+    except UserError as error:
+        raise UserError(f"{place}: {error.message}", error.exit_code, hint=error.hint) from None
+    bos = encoder.tokenizer.bos_token_id
+    if bos is not None and bos != encoder.tokenizer.eos_token_id and example.ids[:2] == [bos, bos]:
+        raise UserError(f"{place}: begins with two BOS tokens (ids {example.ids[:4]})", ExitCode.MODEL, hint="take bos_token out of the template")
+    trained = [token for token, is_trained in zip(example.ids, example.counted, strict=True) if is_trained]
+    if not trained:
+        raise UserError(f"{place}: no answer, nothing to learn", ExitCode.DATA, hint="the template shows no assistant turn of this row to train")
+    if trained[-1] not in encoder.stop_ids:
+        raise UserError(f"{place}: the answer does not end in a stop token", ExitCode.DATA, hint="close the turn with eos_token in the template")
+    return example

@@ -1,0 +1,68 @@
+"""Adapter + base -> merged weights: the arithmetic of one tensor.
+
+LoRA, arXiv:2106.09685, section 4.1: W + (alpha / r) B A. rsLoRA, arXiv:2312.03732: alpha / sqrt(r) instead.
+Legend: r rank; a weight is (out, in), or (in, out) where it lies the other way round.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One layer's update: scale * b @ a, with a (r, in) and b (out, r) of any floating-point format.
+
+    transposed: the base's weight lies as (in, out): GPT-2's Conv1D, embeddings.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    transposed: bool = False
+
+
+def delta(update: LowRank) -> Tensor:
+    """scale * B A in float32, lying as the base's weight does.
+
+    The product is made whole and scaled afterwards, as PEFT does: equal to PEFT's to the last bit.
+    """
+    product = update.b.float() @ update.a.float()
+    if update.transposed:
+        product = product.T.contiguous()
+    return product.mul_(update.scale)
+
+
+def apply_delta(weight: Tensor, update: LowRank) -> Tensor:
+    """weight + delta, float32, not yet rounded. weight: any floating-point format; it is left as it is."""
+    return delta(update).add_(weight)
+
+
+def adapter_scale(config: Mapping[str, Any], module: str) -> float:
+    """The factor of B A for a layer: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns name layers with their own."""
+    alpha = by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    rank = adapter_rank(config, module)
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def adapter_rank(config: Mapping[str, Any], module: str) -> int:
+    """The rank that adapter_config.json gives a layer."""
+    return int(by_pattern(config.get("rank_pattern"), module, config["r"]))
+
+
+def by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name, as PEFT matches them."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def is_zero(tensor: Tensor) -> bool:
+    """True if every value is 0."""
+    return not bool(torch.any(tensor))

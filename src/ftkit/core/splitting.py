@@ -1,0 +1,73 @@
+"""Which part of a split a row belongs to: decided by its content alone, so adding rows moves no other row."""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from ftkit.errors import ExitCode, UserError
+
+DIGEST_BYTES = 16
+"""Two different rows of a thousand million get the same digest with a chance of about 1e-21."""
+
+
+def content_digest(row: Mapping[str, Any]) -> bytes:
+    """16 bytes that stand for what a row teaches: its prompt and completion, messages or text; not its template's name.
+
+    BLAKE2b, RFC 7693. Two rows with the same digest are duplicates.
+    """
+    if "messages" in row:
+        content: Any = row["messages"]
+    elif "completion" in row:
+        content = [row["prompt"], row["completion"]]
+    else:
+        content = row["text"]
+    return hashlib.blake2b(orjson.dumps(content), digest_size=DIGEST_BYTES).digest()
+
+
+def position(digest: bytes, salt: str) -> float:
+    """Where a digest falls in [0, 1), evenly; splits with different salts are independent of each other."""
+    mixed = hashlib.blake2b(digest, digest_size=8, salt=salt.encode()[:16]).digest()
+    return (int.from_bytes(mixed, "big") >> 11) / 2**53  # 53 bits: what a float holds exactly, so never 1.0
+
+
+def part_of(digest: bytes, shares: Mapping[str, float], salt: str = "prep") -> str:
+    """The name of the part that a row with this digest belongs to; shares sum to 1, in a fixed order."""
+    at, below = position(digest, salt), 0.0
+    for name, share in shares.items():
+        below += share
+        if at < below:
+            return name
+    return name  # the sum of the shares may round to just under 1
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """`train=0.9,valid=0.1` as a table; names are file names, shares are positive and sum to 1."""
+    shares: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, number = (piece.strip() for piece in item.partition("="))
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in shares:
+            raise wrong_split(text, f"{name!r} is named twice" if name in shares else f"{name!r} is no name for a part")
+        shares[name] = parse_share(number, text)
+    if not math.isclose(sum(shares.values()), 1, abs_tol=1e-6):
+        raise wrong_split(text, f"the shares sum to {sum(shares.values()):g}, not to 1")
+    return shares
+
+
+def parse_share(number: str, text: str) -> float:
+    """A share between 0 and 1."""
+    try:
+        share = float(number)
+    except ValueError:
+        raise wrong_split(text, f"{number!r} is no share") from None
+    if not 0 < share <= 1:
+        raise wrong_split(text, f"{number} is no share")
+    return share
+
+
+def wrong_split(text: str, reason: str) -> UserError:
+    """The error for a --split that cannot be used."""
+    return UserError(f"--split {text}: {reason}", ExitCode.USAGE, hint="for example --split train=0.9,valid=0.1 -o FOLDER")

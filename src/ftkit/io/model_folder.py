@@ -1,0 +1,67 @@
+"""A model folder beside its weights: the base's files on this disk, and what is copied, changed and written for a new one."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ftkit import console
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.base_model import Base
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+KEPT = ("generation_config.json", "LICENSE*", "NOTICE*")
+CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def local_folder(base: Base) -> Path:
+    """The base's files on this disk; those of a Hugging Face id come from the cache, or are fetched into it."""
+    if base.folder is not None:
+        return base.folder
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*"]
+    try:
+        with console.quiet_libraries():
+            return Path(snapshot_download(base.location, revision=base.revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or ["?"])[0][:200]
+        raise UserError(f"{base.name}: cannot be fetched: {reason}", ExitCode.MODEL, hint="hf download fetches a model into the cache") from None
+
+
+def copy_beside(base: Path, adapter: Path, folder: Path) -> None:
+    """Generation settings and licence of the base; the tokenizer and chat template that training stored, else the base's."""
+    owner = adapter if (adapter / "tokenizer_config.json").is_file() else base
+    for source, patterns in ((base, KEPT), (owner, TOKENIZER_FILES)):
+        for file in (found for pattern in patterns for found in sorted(source.glob(pattern)) if found.is_file()):
+            shutil.copyfile(file, folder / file.name)
+
+
+def write_config(base: Path, folder: Path, dtype: str, *, converted: bool) -> None:
+    """The base's config.json with the number format that the weights have now (`dtype` as safetensors names it).
+
+    converted: parts of the model that name a format of their own (text_config) get the new one too.
+    """
+    config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise UserError(f"{base}: the base is quantised on disk; ftkit merges onto 16- or 32-bit files", ExitCode.MODEL,
+                        hint="merge onto the model that it was quantised from")  # fmt: skip
+    config.pop("torch_dtype", None)  # the older name
+    config["dtype"] = CONFIG_DTYPES[dtype]
+    for part in config.values():
+        if converted and isinstance(part, dict):
+            for key in ("dtype", "torch_dtype"):
+                if key in part:
+                    part[key] = CONFIG_DTYPES[dtype]
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def require_space(path: Path, needed_bytes: int) -> None:
+    """Exit 74 where a folder of this size cannot be written, before the work."""
+    place = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise UserError(f"{place}: {free / 1e9:.1f} GB free, the merged model needs {needed_bytes / 1e9:.1f} GB", ExitCode.IO, hint="give -o on another disk")

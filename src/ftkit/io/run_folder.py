@@ -1,0 +1,137 @@
+"""The folder of one training run: run.json, config.toml, metrics.jsonl, valid.jsonl, adapter/ or model/; runs/latest."""
+
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.atomic import atomic_file
+
+RUNS = Path("runs")
+LATEST = RUNS / "latest"
+SCHEMA = "ftkit.run/1"
+COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter in PEFT's layout."""
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The whole model, where every weight was trained."""
+        return self.path / "model"
+
+    @property
+    def trained(self) -> Path:
+        """What the run made: adapter/ or model/."""
+        return self.model if self.model.is_dir() else self.adapter
+
+    @property
+    def valid(self) -> Path:
+        """The rows that the run held out."""
+        return self.path / "valid.jsonl"
+
+    @property
+    def merged(self) -> Path:
+        """Where merge puts the merged model."""
+        return self.path / "merged"
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        """run.json, replaced as a whole."""
+        with atomic_file(self.path / "run.json") as file:
+            file.write(json.dumps({"schema": SCHEMA, **info}, indent=1, ensure_ascii=False) + "\n")
+
+    def read_info(self) -> dict[str, Any]:
+        """run.json; damaged or absent is exit 4."""
+        try:
+            info = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: no run.json, so it is no run folder", ExitCode.MODEL, hint="runs are in runs/; train makes one") from None
+        except ValueError:
+            raise UserError(f"{self.path / 'run.json'}: damaged", ExitCode.MODEL) from None
+        return info if isinstance(info, dict) else {}
+
+    def log(self, line: dict[str, Any]) -> None:
+        """One more line of metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("ab") as file:
+            file.write(orjson.dumps(line) + b"\n")
+
+    def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Rows as JSONL in the run folder."""
+        with atomic_file(self.path / name, "wb") as file:
+            for row in rows:
+                file.write(orjson.dumps(row) + b"\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """A text file of the run, replaced as a whole."""
+        with atomic_file(self.path / name) as file:
+            file.write(text)
+
+
+def new_run(model_name: str, identity: str) -> RunFolder:
+    """A new folder runs/<time>-<model>-<4 hex of the identity>."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = RUNS / f"{stamp}-{model_name}-{identity[:4]}"
+    while path.exists():
+        path = RUNS / f"{stamp}-{model_name}-{identity[:4]}-{secrets.token_hex(2)}"
+    path.mkdir(parents=True)
+    return RunFolder(path)
+
+
+def find_complete(identity: str) -> RunFolder | None:
+    """The newest complete run in runs/ with this identity."""
+    for info in sorted(RUNS.glob("*/run.json"), reverse=True):
+        run = RunFolder(info.parent)
+        known = run.read_info()
+        if known.get("identity") == identity and known.get("status") == COMPLETE and run.trained.is_dir():
+            return run
+    return None
+
+
+def mark_latest(run: RunFolder) -> None:
+    """runs/latest holds the name of the run that completed last, where that run is in runs/; else its path."""
+    RUNS.mkdir(exist_ok=True)
+    inside = run.path.resolve().parent == RUNS.resolve()
+    with atomic_file(LATEST) as file:
+        file.write((run.path.name if inside else str(run.path.resolve())) + "\n")
+
+
+def latest_run() -> RunFolder | None:
+    """The run that completed last in this folder; None if there is none."""
+    try:
+        name = LATEST.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return RunFolder(RUNS / name) if name and (RUNS / name / "run.json").is_file() else None
+
+
+def require_latest() -> RunFolder:
+    """The run that completed last; where there is none, exit 4 and the command to type."""
+    run = latest_run()
+    if run is None:
+        raise UserError("no run here yet (runs/latest names none)", ExitCode.MODEL, hint="ftkit train train.jsonl --qlora --r 8 --targets all-linear")
+    return run
+
+
+def open_run(path: str) -> RunFolder:
+    """A run by its folder; one that is not complete is exit 4."""
+    run = RunFolder(Path(path))
+    if not run.path.is_dir():
+        raise UserError(f"{path}: no such run folder", ExitCode.MODEL, hint="ls runs/")
+    status = run.read_info().get("status")
+    if status != COMPLETE:
+        raise UserError(f"{path}: the run is not complete (status: {status})", ExitCode.MODEL, hint="train it to the end first")
+    return run

@@ -1,0 +1,219 @@
+"""Tables in text: records with the line they start on, the delimiter found by looking at the first rows."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePath
+from typing import Any
+
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.text_input import TextInput, not_text, unreadable
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+BY_SUFFIX = {".tsv": "\t", ".tab": "\t", ".psv": "|", ".ssv": ";", ".csv": ","}
+SPELLINGS = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+LOOKED_AT_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of an input: its first line (from 1) and its values by column name, all of them text in a table."""
+
+    line: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A record that cannot be read: why, and its text as it stands in the file."""
+
+    line: int
+    error: UserError
+    raw: str
+
+
+class RecordLines:
+    """Lines on their way to csv.reader; keeps those of the record that is being read."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines = lines
+        self.kept: list[str] = []
+
+    def __iter__(self) -> "RecordLines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.lines)
+        self.kept.append(line)
+        return line
+
+
+def read_table(text: TextInput, delimiter: str, max_field_chars: int) -> Iterator[Record | Fault]:
+    """The records below the header; a table without a header or without records is a data error.
+
+    Line numbers are physical lines; a record with line ends inside quotes is named by the line it starts on.
+    """
+    csv.field_size_limit(max_field_chars)
+    lines = RecordLines(text.lines())
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    records = 0
+    while True:
+        lines.kept.clear()
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            fault = explain(error, lines.kept, f"{text.name}:{start}", start, delimiter, max_field_chars)
+            if header is None or not fault.is_local:
+                raise fault.error from None
+            records += 1
+            yield Fault(start, fault.error, "".join(lines.kept))
+            continue
+        if not cells or (len(cells) == 1 and not cells[0].strip()):
+            continue  # a blank line
+        problem = damage(lines.kept, text, start)
+        if header is None:
+            if problem:
+                raise problem
+            header = check_header(cells, f"{text.name}:{start}")
+            continue
+        records += 1
+        problem = problem or ragged(cells, header, f"{text.name}:{start}")
+        yield Fault(start, problem, "".join(lines.kept)) if problem else Record(start, dict(zip(header, cells, strict=True)))
+    if records == 0:
+        raise UserError(f"{text.name}: {'header but no rows' if header else '0 rows'}", ExitCode.DATA, hint="a table is a line of column names and rows below it")
+
+
+def check_header(cells: list[str], where: str) -> list[str]:
+    """Column names without the space around them; a nameless column is called by its number, names stand once."""
+    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{where}: columns with the same name: {', '.join(twice)}",
+            ExitCode.DATA,
+            hint="rename one of them; if this line is no header, put a line of column names above it",
+        )
+    return names
+
+
+def is_nameless(name: str) -> bool:
+    """True for the name that `check_header` gives a column without one."""
+    return name.startswith("column ") and name[7:].isdigit()
+
+
+def ragged(cells: list[str], header: list[str], where: str) -> UserError | None:
+    """The error for a row with more or fewer values than the header has names."""
+    if len(cells) == len(header):
+        return None
+    if len(header) == 1:
+        hint = "is the first line the header? name the columns there, or give --delimiter"
+    else:
+        hint = "quote values that hold the delimiter, or leave such rows out: --on-error skip"
+    return UserError(f"{where}: {count(len(cells), 'value')}, the header has {count(len(header), 'column')}", ExitCode.DATA, hint=hint)
+
+
+def count(number: int, what: str) -> str:
+    """`1 column`, `2 columns`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def damage(lines: list[str], text: TextInput, start: int) -> UserError | None:
+    """The error for a record with bytes that are no text."""
+    for number, line in enumerate(lines, start):
+        if "\x00" in line:
+            return UserError(f"{text.name}:{number}: holds a NUL byte", ExitCode.DATA, hint="is this a text file? if it is UTF-16: --encoding utf-16-le")
+        offset = unreadable(line, text.encoding)
+        if offset is not None:
+            return not_text(f"{text.name}:{number}", text.encoding, offset)
+    return None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A csv.Error in words; local if the rows after it can still be read."""
+
+    error: UserError
+    is_local: bool
+
+
+def explain(error: csv.Error, lines: list[str], where: str, start: int, delimiter: str, max_field_chars: int) -> Explained:
+    """What is wrong with a record that csv.reader cannot read."""
+    name = where.rpartition(":")[0]
+    opened = open_quote_line(lines, delimiter)
+    if "field larger" in str(error):
+        quoted = f"; a quote opens on line {start + opened} and has not closed yet" if opened is not None else ""
+        hint = f"close the quote, or allow longer values: --max-field-bytes {max_field_chars * 10}"
+        return Explained(UserError(f"{where}: a value longer than {max_field_chars:,} bytes{quoted}", ExitCode.DATA, hint=hint), is_local=False)
+    if "unexpected end" in str(error) and opened is not None:
+        message = f"{name}:{start + opened}: a quote opens here and never closes"
+        return Explained(UserError(message, ExitCode.DATA, hint='close it, or write a quote inside a quoted value twice: ""'), is_local=False)
+    message = str(error).replace(f"'{delimiter}' expected after '\"'", "text after a closing quote")
+    hint = 'write a quote inside a quoted value twice (""), or leave such rows out: --on-error skip'
+    return Explained(UserError(f"{where}: {message}", ExitCode.DATA, hint=hint), is_local=True)
+
+
+def open_quote_line(lines: list[str], delimiter: str) -> int | None:
+    """Which of the lines (from 0) opens the quote that is still open at their end."""
+    opened: int | None = None
+    for number, line in enumerate(lines):
+        at = 0
+        while (at := line.find('"', at)) >= 0:
+            if opened is None:
+                starts_value = at == 0 or line[at - 1] == delimiter
+                opened = number if starts_value else None
+            elif line[at + 1 : at + 2] == '"':
+                at += 1  # a quote written twice is part of the value
+            else:
+                opened = None
+            at += 1
+    return opened
+
+
+def spelled_delimiter(given: str) -> str:
+    """A delimiter as typed on a command line (`\\t`, `tab`, `;`) as the one character it is."""
+    character = SPELLINGS.get(given, given)
+    if len(character) != 1 or character in '"\r\n':
+        raise UserError(f"--delimiter {given!r} is not one character", ExitCode.USAGE, hint="for example --delimiter ';' or --delimiter tab")
+    return character
+
+
+def find_delimiter(text: TextInput) -> str:
+    """The character that cuts the first rows into equally many values; where two do, a data error asks.
+
+    A file name's suffix decides between two (.tsv: tab); a table of one column is read with commas.
+    """
+    beginning = text.beginning()
+    shares = {delimiter: consistency(beginning, delimiter) for delimiter in DELIMITERS}
+    best = max(shares.values())
+    if best == 0:
+        return ","
+    fitting = [delimiter for delimiter, share in shares.items() if share == best]
+    if len(fitting) == 1:
+        return fitting[0]
+    by_suffix = BY_SUFFIX.get(PurePath(text.name).suffix.lower())
+    if by_suffix in fitting and by_suffix != ",":
+        return by_suffix
+    names = " and ".join(DELIMITERS[delimiter] for delimiter in fitting)
+    raise UserError(f"{text.name}: {names} fit equally well as delimiter", ExitCode.DATA, hint=f"--delimiter {' or --delimiter '.join(DELIMITERS[d] for d in fitting)}")
+
+
+def consistency(beginning: str, delimiter: str) -> float:
+    """Share of the first rows that have as many values as the header, at least two; 0 where the header has one."""
+    widths = []
+    rows = csv.reader(io.StringIO(beginning, newline=""), delimiter=delimiter)
+    try:
+        for cells in islice(rows, LOOKED_AT_ROWS):
+            widths.append(len(cells))
+    except csv.Error:
+        pass  # found again, with its line, when the table is read
+    widths = [width for width in widths if width]
+    if not widths or widths[0] < 2:
+        return 0.0
+    return sum(width == widths[0] for width in widths) / len(widths)

@@ -1,0 +1,68 @@
+"""Tensors of safetensors files as torch tensors, one at a time, and back to bytes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.shards import TensorPlace, read_chunks
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The formats that can be added to, by their names in safetensors."""
+VALUES = 1 << 21  # of a tensor that are compared at a time
+
+
+def read_tensor(place: TensorPlace) -> Tensor:
+    """A floating-point tensor, in memory of its own, in the format of the file."""
+    buffer = bytearray(place.nbytes)
+    at = 0
+    for chunk in read_chunks(place):
+        buffer[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    flat = torch.frombuffer(buffer, dtype=FLOATS[place.dtype]) if buffer else torch.empty(0, dtype=FLOATS[place.dtype])
+    return flat.view(place.shape)
+
+
+def read_finite(place: TensorPlace, name: str) -> Tensor:
+    """The same, refused (exit 4) with NaN or infinite values in it."""
+    if place.dtype not in FLOATS:
+        raise UserError(f"{place.file}: tensor '{name}' holds {place.dtype} values, not floating-point numbers", ExitCode.MODEL)
+    tensor = read_tensor(place)
+    if not is_finite(tensor):
+        raise not_finite(place, name)
+    return tensor
+
+
+def not_finite(place: TensorPlace, name: str) -> UserError:
+    """The error for a tensor of an input with NaN in it."""
+    return UserError(f"{place.file}: tensor '{name}' holds NaN or infinite values", ExitCode.MODEL, hint="the file is damaged, or training diverged")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """True if no value is NaN or infinite; needs no memory (isfinite would copy the tensor)."""
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)  # NaN comes through
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def bytes_of(tensor: Tensor) -> Any:
+    """The values of a tensor as they lie in memory, without a copy."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def same_values(old: TensorPlace, new: TensorPlace) -> bool:
+    """True if `new` holds the values of `old` to the bit, cast to the format of `new` where they differ; read in chunks."""
+    if old.shape != new.shape:
+        return False
+    if old.dtype == new.dtype:
+        return all(a == b for a, b in zip(read_chunks(old), read_chunks(new), strict=True))
+    wide = FLOATS[old.dtype].itemsize, FLOATS[new.dtype].itemsize
+    chunks = zip(read_chunks(old, VALUES * wide[0]), read_chunks(new, VALUES * wide[1]), strict=True)
+    return all(bytes(bytes_of(flat(a, old.dtype).to(FLOATS[new.dtype]))) == b for a, b in chunks)
+
+
+def flat(data: bytes, dtype: str) -> Tensor:
+    """Bytes as a tensor (n,)."""
+    return torch.frombuffer(bytearray(data), dtype=FLOATS[dtype])

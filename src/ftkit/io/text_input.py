@@ -1,0 +1,176 @@
+"""From bytes to text: what an input is encoded in is found where a file says so, and never guessed in silence."""
+
+import codecs
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from ftkit.errors import ExitCode, UserError
+
+HEAD_BYTES = 65_536
+"""How much of an input is looked at before it is read."""
+BYTE_ORDER_MARKS = (  # UTF-32's begins like UTF-16's, so it stands first
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
+)
+FOREIGN_TYPES = (  # first bytes -> what it is, what to type
+    (b"\x1f\x8b", "gzip", "gunzip -c FILE | ftkit prep -"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard", "zstd -dc FILE | ftkit prep -"),
+    (b"BZh", "bzip2", "bunzip2 -c FILE | ftkit prep -"),
+    (b"\xfd7zXZ\x00", "xz", "xz -dc FILE | ftkit prep -"),
+    (b"PAR1", "Parquet", "python -c \"import pandas; pandas.read_parquet('FILE').to_csv('rows.csv', index=False)\""),
+    (b"ARROW1", "Arrow", "save it as CSV or JSONL"),
+    (b"PK\x03\x04", "zip (or .xlsx, .docx)", "unpack it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "old Microsoft Office (.xls)", "save the sheet as CSV"),
+    (b"%PDF", "PDF", "export its text as CSV or JSONL"),
+    (b"SQLite format 3\x00", "SQLite", 'sqlite3 -csv -header FILE "select * from TABLE" | ftkit prep -'),
+    (b"\x89PNG", "PNG image", "give a table of text"),
+    (b"\xff\xd8\xff", "JPEG image", "give a table of text"),
+)
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """An opened input whose encoding is known; it can be read once."""
+
+    name: str
+    head: bytes
+    """Its first bytes, HEAD_BYTES or all there are."""
+    encoding: str
+    stream: IO[bytes]
+    """All of its bytes, the head included."""
+    notes: tuple[str, ...]
+    """What was found that a person should know."""
+
+    @property
+    def is_utf8(self) -> bool:
+        """True where bytes need no conversion before a JSON parser."""
+        return self.encoding in ("utf-8", "utf-8-sig")
+
+    def beginning(self) -> str:
+        """The text of the head; where the head ends inside a line, without that line."""
+        text = codecs.getincrementaldecoder(self.encoding)("replace").decode(self.head).removeprefix("\ufeff")
+        if len(self.head) < HEAD_BYTES:
+            return text
+        end = max(text.rfind("\n"), text.rfind("\r")) + 1
+        return text[:end] or text
+
+    def lines(self) -> Iterator[str]:
+        """Lines with their ends as written; \\n, \\r and \\r\\n end a line, nothing else does.
+
+        A byte that UTF-8 does not know becomes a lone surrogate: `unreadable` finds it.
+        """
+        number = 0
+        text = io.TextIOWrapper(self.stream, self.encoding, errors="surrogateescape", newline="")
+        try:
+            for number, line in enumerate(text, 1):
+                yield line.removeprefix("\ufeff") if number == 1 else line
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.name}:{number + 1}: not {self.encoding}: {error.reason}", ExitCode.DATA, hint="give another --encoding") from None
+        finally:
+            text.detach()  # the stream belongs to whoever opened it
+
+    def utf8_lines(self) -> Iterator[bytes]:
+        """Lines as UTF-8 bytes; only \\n ends a line, so that file:line is what an editor shows."""
+        if not self.is_utf8:
+            yield from (line.encode("utf-8", "surrogateescape") for line in self.lines())
+            return
+        for number, line in enumerate(self.stream):
+            yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+
+    def whole(self) -> str:
+        """All of the text; a byte that does not belong is a data error at its line."""
+        data = self.stream.read()
+        try:
+            return data.decode(self.encoding).removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            column = error.start - (data.rfind(b"\n", 0, error.start) + 1)
+            raise not_text(f"{self.name}:{line}", self.encoding, column) from None
+
+
+class Rewound(io.RawIOBase):
+    """A stream whose head was read, readable again from its start."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self.head, self.rest = io.BytesIO(head), rest
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """From the head as long as there is some, then from the rest."""
+        return self.head.readinto(buffer) or self.rest.readinto1(buffer)  # type: ignore[attr-defined, no-any-return]
+
+
+def open_text(stream: IO[bytes], name: str, encoding: str | None) -> TextInput:
+    """Look at the first bytes of a stream and decide how to read it; what is not text is a data error."""
+    head = stream.read(HEAD_BYTES)
+    if encoding is None:
+        refuse_foreign(head, name)
+    found, notes = (encoding, ()) if encoding else find_encoding(head, name)
+    whole = io.BufferedReader(Rewound(head, stream), buffer_size=HEAD_BYTES)
+    return TextInput(name, head, found, whole, notes)
+
+
+def refuse_foreign(head: bytes, name: str) -> None:
+    """A data error for files whose first bytes say that they are no text."""
+    for magic, kind, advice in FOREIGN_TYPES:
+        if head.startswith(magic):
+            hint = advice.replace("FILE", name) if name != "<stdin>" else "give CSV, TSV, JSON or JSONL"
+            raise UserError(f"{name}: a {kind} file, not a table or JSON in plain text", ExitCode.DATA, hint=hint)
+
+
+def find_encoding(head: bytes, name: str) -> tuple[str, tuple[str, ...]]:
+    """The encoding that the byte order mark names, otherwise UTF-8; and what to say about it."""
+    for mark, codec, called in BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            return codec, (f"{name}: {called}, found by its byte order mark, which is not part of the text",)
+    if side := utf16_side(head):
+        raise UserError(f"{name}: looks like UTF-16 without a byte order mark", ExitCode.DATA, hint=f"--encoding {side}")
+    return "utf-8", ()
+
+
+def utf16_side(head: bytes) -> str | None:
+    """`utf-16-le` or `utf-16-be` where most bytes of one side are zero, as in Western text; else None."""
+    pairs = len(head) // 2
+    if pairs < 4:
+        return None
+    if head[1::2].count(0) > 0.4 * pairs and head[0::2].count(0) < 0.1 * pairs:
+        return "utf-16-le"
+    if head[0::2].count(0) > 0.4 * pairs and head[1::2].count(0) < 0.1 * pairs:
+        return "utf-16-be"
+    return None
+
+
+def check_encoding(encoding: str) -> None:
+    """A usage error for a name that is no text encoding."""
+    try:
+        b"".decode(encoding)
+    except LookupError:
+        raise UserError(
+            f"--encoding {encoding}: unknown", ExitCode.USAGE, hint="for example utf-8, utf-16, latin-1, cp1252, big5, gb18030, shift_jis"
+        ) from None
+
+
+def unreadable(line: str, encoding: str) -> int | None:
+    """Byte offset in the line of the first byte that is not in the encoding; None if all is well."""
+    if line.isascii():
+        return None
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        return len(line[: error.start].encode(encoding, "replace"))
+    return None
+
+
+def not_text(where: str, encoding: str, offset: int) -> UserError:
+    """The error for a byte that does not belong to the encoding; `offset` counts from 0."""
+    called = "UTF-8" if encoding in ("utf-8", "utf-8-sig") else encoding
+    hint = "say what it is: --encoding latin-1 (or cp1252, big5, ...); or leave such rows out: --on-error skip"
+    return UserError(f"{where}: not {called} at byte {offset + 1} of the line", ExitCode.DATA, hint=hint)

@@ -1,0 +1,182 @@
+"""Open what was trained, or any model: a run, an adapter folder, a merged or base model. Used by eval, chat and merge."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftkit import console
+from ftkit.io.devices import DTYPES, pick_dtype
+from ftkit.io.quantization import keep_plain_layout, quantization_config
+from ftkit.io.template import Template
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.atomic import check_manifest
+from ftkit.io.base_model import Base, check_base, config_sha256, context_length, find_base, load_tokenizer, load_weights
+from ftkit.io.card import Card, read_card
+from ftkit.io.run_folder import RunFolder, open_run
+from ftkit.io.shards import read_header
+
+ADAPTER_KEYS = (
+    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+    "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layer_replication",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type",
+    "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "target_parameters", "task_type",
+    "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where weights are and what is known of them. `adapter` is None for a whole model; `card` None if not made by ftkit."""
+
+    name: str
+    base: Base
+    adapter: Path | None
+    card: Card | None
+    run: RunFolder | None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to answer: on its device, in evaluation mode, with its tokenizer, template and context length."""
+
+    model: Any
+    tokenizer: Any
+    template: Template | None
+    card: Card | None
+    device: str
+    context: int | None
+
+
+def open_trained(name: str) -> Trained:
+    """A run folder, an adapter folder, a model folder or a Hugging Face id, told apart by what is in it; checked, not loaded."""
+    path = Path(name).expanduser()
+    if (path / "run.json").is_file():
+        return open_trained_run(open_run(name))
+    if (path / "adapter_config.json").is_file():
+        return open_adapter(path, name)
+    base = find_base(name)
+    card = read_card(base.folder) if base.folder else None
+    if base.folder:
+        check_manifest(base.folder)
+    check_base(base)
+    return Trained(name, base, None, card, None)
+
+
+def open_trained_run(run: RunFolder) -> Trained:
+    """What a complete run made."""
+    if run.model.is_dir():
+        check_manifest(run.model)
+        base = Base(str(run.model), str(run.model.resolve()))
+        check_base(base)
+        return Trained(str(run.path), base, None, read_card(run.model), run)
+    opened = open_adapter(run.adapter, str(run.path))
+    return Trained(opened.name, opened.base, opened.adapter, opened.card, run)
+
+
+def open_adapter(folder: Path, name: str) -> Trained:
+    """An adapter in PEFT's layout: its config allowed, its weights whole, its base present and the one it was trained on."""
+    check_manifest(folder)
+    config = read_adapter_config(folder)
+    card = read_card(folder)
+    location = config.get("base_model_name_or_path")
+    if card is not None:
+        location = card.base if card.base.startswith("builtin:") else card.base_location
+    if not isinstance(location, str) or not location:
+        raise UserError(f"{folder}/adapter_config.json: names no base model", ExitCode.MODEL)
+    base = find_base(location, config.get("revision"))
+    if card is not None:
+        base = Base(card.base, base.location, card.base_revision)
+    check_base(base)
+    if card is not None and config_sha256(base) != card.base_config_sha256:
+        raise UserError(f"{base.name}: its config.json is not the one that {name} was trained on", ExitCode.MODEL, hint="give the base back its old files")
+    return Trained(name, base, folder, card, None)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json; keys that PEFT does not have, or that import code, are refused before PEFT sees them."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: missing or not JSON", ExitCode.MODEL) from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise UserError(f"{path}: peft_type is {kind!r}", ExitCode.MODEL, hint="ftkit opens LoRA adapters")
+    for key, value in config.items():
+        if key == "megatron_core" and value == "megatron.core":  # PEFT's default, which it writes into every adapter
+            continue
+        if key not in ADAPTER_KEYS and value not in (None, False, "", [], {}):
+            raise UserError(f"{path}: key '{key}' is refused: it is no setting of an adapter, or it makes PEFT import code", ExitCode.MODEL)
+    if not isinstance(config.get("r"), int) or config["r"] < 1:
+        raise UserError(f"{path}: r is {config.get('r')!r}, should be 1 or more", ExitCode.MODEL)
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        what = "has only a pickled adapter_model.bin, which can run code" if pickled else "has no adapter_model.safetensors"
+        raise UserError(f"{folder}: {what}", ExitCode.MODEL)
+    read_header(weights)
+    return config
+
+
+def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loaded:
+    """Load for inference: base (quantised as in training), adapter on top, tokenizer, template.
+
+    `auto` takes the format that training used; for a foreign model the one that its device is fast at.
+    """
+    import torch
+
+    card = trained.card
+    name = card.dtype if card is not None and dtype == "auto" else dtype
+    number_format: torch.dtype = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False)
+    quantization = quantization_config(card.method, number_format) if card and trained.adapter else None
+    config = check_base(trained.base)
+    folder = trained.adapter if trained.adapter and (trained.adapter / "tokenizer_config.json").is_file() else trained.base
+    tokenizer = load_tokenizer(folder, config.get_text_config().vocab_size)
+    model = load_weights(trained.base, dtype=number_format, device=device, quantization=quantization)
+    if trained.adapter is not None:
+        model = put_adapter(model, trained.adapter)
+    keep_plain_layout(model)
+    return Loaded(model.eval(), tokenizer, card.template if card else None, card, device, context_length(config))
+
+
+def put_adapter(model: Any, folder: Path) -> Any:
+    """The adapter of a folder on a loaded base; a key or shape that does not fit the base is exit 4, never dropped."""
+    import warnings
+
+    from peft import PeftModel
+
+    before = {name for name, _ in model.named_modules()}
+    try:
+        with console.quiet_libraries(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()
+        detail = next((line.strip() for line in reason if "size mismatch" in line), reason[0] if reason else "?")
+        raise UserError(f"{folder}: does not fit the base: {detail[:250]}", ExitCode.MODEL, hint="give the base that it was trained on") from None
+    require_all_landed(tuned, folder, before)
+    return tuned
+
+
+def require_all_landed(tuned: Any, folder: Path, base_modules: set[str]) -> None:
+    """Every weight of the adapter file belongs to a layer of the base, and every adapted layer got its weights."""
+    held = {name.replace(".default", "") for name in tuned.state_dict() if "lora_" in name or "modules_to_save" in name}
+    file = set(read_header(folder / "adapter_model.safetensors"))
+    unknown = sorted(name for name in file if ".lora_" in name and name not in held)
+    missing = sorted(name for name in held if ".lora_" in name and name not in file)
+    for fault, names in (("no layer of the base takes", unknown), ("the file lacks", missing)):
+        if names:
+            raise UserError(f"{folder}: {fault} '{names[0]}' ({len(names)} in all)", ExitCode.MODEL, hint="give the base that it was trained on")
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[Any]:
+    """The untuned base in the same loaded model, for as long as the block lasts."""
+    if hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            yield model
+    else:
+        yield model

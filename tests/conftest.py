@@ -1,0 +1,95 @@
+"""What tests share: the program as a shell sees it, and small models built on the spot."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+SHARED = CHECKOUT.parent / "shared"
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@dataclass(frozen=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def ftkit(tmp_path):
+    """Run the program in a process of its own, in `tmp_path` unless told otherwise."""
+
+    def run(*arguments, stdin="", cwd=tmp_path, env=None, timeout=240):
+        done = subprocess.run(
+            [sys.executable, "-m", "ftkit", *map(str, arguments)],
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            timeout=timeout,
+        )
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def shared():
+    """The folder with real models and data beside a checkout; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a two-layer Llama of random weights (fp32, 512 tokens of context) and a byte-level BPE tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_tiny_tokenizer(folder)
+    save_tiny_weights(folder)
+    return folder
+
+
+def save_tiny_tokenizer(folder):
+    """512 ids: the bytes, three special tokens (<|endoftext|> ends a text) and merges from a few sentences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
+    text = (CHECKOUT / "templates" / "alpaca.toml").read_text(encoding="utf-8")
+    tokenizer.train_from_iterator(text.splitlines(), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=SPECIALS[0], additional_special_tokens=SPECIALS[1:], model_max_length=512
+    )
+    fast.save_pretrained(folder)
+
+
+def save_tiny_weights(folder):
+    """Random weights, large enough that the likeliest token changes with the context."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
