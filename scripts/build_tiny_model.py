@@ -22,7 +22,7 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 VOCABULARY = 2048
 SHAPE = {
-    "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6,
+    "hidden_size": 160, "intermediate_size": 448, "num_hidden_layers": 5, "num_attention_heads": 5, "num_key_value_heads": 5,
     "max_position_embeddings": 512, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
 }  # fmt: skip
 
@@ -57,7 +57,9 @@ def write_empty_model(folder: Path, corpus: Path) -> Path:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(corpus), eos_token=END, pad_token=PAD, model_max_length=512)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer(corpus), eos_token=END, pad_token=PAD, model_max_length=512
+    )
     tokenizer.save_pretrained(str(folder))
     config = LlamaConfig(
         vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
@@ -75,7 +77,10 @@ def train_tokenizer(corpus: Path) -> "Tokenizer":  # noqa: F821
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END, PAD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     templates = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "templates").glob("*.toml"))]
     texts = [orjson.loads(line)["text"] for line in corpus.open("rb")]
@@ -90,7 +95,7 @@ def train(corpus: Path, empty: Path, arguments: argparse.Namespace) -> Path:
     command = [
         sys.executable, "-m", "ftkit", "train", str(corpus), "--objective", "text", "--init", str(empty), "--run", str(run), "--valid", "0.005",
         "--steps", str(arguments.steps), "--batch", str(arguments.batch), "--lr", str(arguments.lr), "--schedule", "cosine", "--weight-decay", "0.1",
-        "--max-length", "512", "--seed", str(arguments.seed), "--micro-batch", str(arguments.batch),
+        "--max-length", "512", "--seed", str(arguments.seed), "--micro-batch", "8",
     ]  # fmt: skip
     subprocess.run(command, check=True)
     return run
@@ -106,7 +111,9 @@ def publish(run: Path, arguments: argparse.Namespace) -> None:
     model.save_pretrained(str(DESTINATION))
     AutoTokenizer.from_pretrained(str(run / "model")).save_pretrained(str(DESTINATION))
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    (DESTINATION / "README.md").write_text(readme(info, sum(p.numel() for p in model.parameters()), arguments), encoding="utf-8")
+    (DESTINATION / "README.md").write_text(
+        readme(info, sum(p.numel() for p in model.parameters()), arguments), encoding="utf-8"
+    )
 
 
 def readme(info: dict, parameters: int, arguments: argparse.Namespace) -> str:  # type: ignore[type-arg]

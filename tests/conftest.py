@@ -48,7 +48,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A folder with a two-layer Llama of random weights (fp32, 512 tokens of context) and a byte-level BPE tokenizer."""
+    """A folder with a two-layer Llama of random weights (fp32, context 512) and a byte-level BPE tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_tiny_tokenizer(folder)
     save_tiny_weights(folder)
@@ -64,7 +64,8 @@ def save_tiny_tokenizer(folder):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
+    options = {"vocab_size": 512, "special_tokens": SPECIALS, "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(**options)
     text = (CHECKOUT / "templates" / "alpaca.toml").read_text(encoding="utf-8")
     tokenizer.train_from_iterator(text.splitlines(), trainer)
     fast = PreTrainedTokenizerFast(

@@ -98,7 +98,12 @@ def test_a_streamed_reply_is_the_answer_of_batched_generation(speaker):
     reply = Conversation(chat, Sampling(12)).ask("Hello.")
     pieces = "".join(reply)
     [answer] = generate_batch(
-        chat.model, chat.encoder.tokenizer, [reply.prompt.ids], stop_ids=chat.stop_ids, stop_strings=chat.stop_strings, max_new=12
+        chat.model,
+        chat.encoder.tokenizer,
+        [reply.prompt.ids],
+        stop_ids=chat.stop_ids,
+        stop_strings=chat.stop_strings,
+        max_new=12,
     )
     assert reply.answer == answer == chat.answer(reply.prompt, Sampling(12))
     assert pieces.strip() == answer.text.strip() == reply.content
@@ -106,7 +111,7 @@ def test_a_streamed_reply_is_the_answer_of_batched_generation(speaker):
 
 def test_a_full_context_drops_the_oldest_turns_and_counts_them(speaker):
     roomy = speaker("chatml")
-    turns = [user("the first question"), assistant("its answer"), user("the second"), assistant("its answer"), user("the third")]
+    turns = [user("the first"), assistant("its answer"), user("the second"), assistant("its answer"), user("the third")]
     all_ids = roomy.prompt(turns, 8).ids
     less = roomy.prompt(turns[2:], 8).ids
 

@@ -29,9 +29,7 @@ WORKSPACES = 2 * 8320 * 1024
 OPEN_LLAMA_3B = LlamaConfig(
     hidden_size=3200, intermediate_size=8640, num_hidden_layers=26, num_attention_heads=32, vocab_size=32000
 )
-SMALL = LlamaConfig(
-    hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024
-)
+SMALL = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024)
 NF4, INT8 = (quantization_config(method, torch.bfloat16) for method in ("qlora", "int8"))
 NF4_ONCE = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -162,7 +160,7 @@ def test_the_optimizer_keeps_as_many_bytes_as_the_real_one(kind):
     if kind == "adamw-8bit":
         from bitsandbytes.optim import AdamW8bit as Real
     else:
-        Real = partial(torch.optim.SGD, momentum=0.9) if kind == "sgd" else torch.optim.AdamW  # noqa: N806
+        Real = partial(torch.optim.SGD, momentum=0.9) if kind == "sgd" else torch.optim.AdamW
     real = Real(parameters, lr=1e-3)
     for each in parameters:
         each.grad = torch.ones_like(each)
@@ -234,7 +232,9 @@ def test_a_padded_batch_needs_a_mask_and_so_more_memory():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss
 
     full, padded = (
-        simulate(lambda: with_lora(build_meta_model(SMALL, torch.bfloat16), ATTENTION), step, "adamw", is_padded=is_padded)
+        simulate(
+            lambda: with_lora(build_meta_model(SMALL, torch.bfloat16), ATTENTION), step, "adamw", is_padded=is_padded
+        )
         for is_padded in (False, True)
     )
     assert padded.allocated_bytes > full.allocated_bytes

@@ -24,7 +24,9 @@ from ftkit.io.base_model import context_length, find_base, read_config, require_
 from ftkit.io.devices import DTYPES, dtype_name
 from ftkit.io.quantization import quantization_config
 
-ASSUMED = "the rows of a micro-batch are all as long as --max-length and all their tokens are counted: the most it can need"
+ASSUMED = (
+    "the rows of a micro-batch are all as long as --max-length and all their tokens are counted: the most it can need"
+)
 BAR_CELLS = 24
 
 
@@ -64,15 +66,19 @@ def run(settings: EstimateSettings) -> None:
     gpu = find_gpu(settings.gpu) if settings.gpu else None
     say_default(settings.model)
     config = model_config(settings)
-    plan, remarks = resolve(settings, config, gpu)
-    for remark in remarks:
-        console.warn(remark)
+    plan = resolve(settings, config, gpu)
+    notes, warnings = notes_on(settings, config, gpu), warnings_on(settings, gpu)
+    for note in notes:
+        console.info(note)
+    for warning in warnings:
+        console.warn(warning)
     estimate = estimate_run(settings, plan, config, gpu)
     verdict = judge(settings, plan, config, gpu, estimate) if gpu else None
     is_too_small = verdict is not None and verdict.word == "no"
     suggestions = suggest(settings, config, gpu, estimate) if gpu and is_too_small else []
     if settings.json:
-        report = as_json(settings, plan, estimate, gpu, verdict, suggestions, remarks)
+        report = as_json(settings, plan, estimate, gpu, verdict, suggestions)
+        report |= {"notes": notes, "warnings": warnings}
         sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
     else:
         show(settings, plan, estimate, gpu, verdict, suggestions)
@@ -88,11 +94,14 @@ def run(settings: EstimateSettings) -> None:
 def model_config(settings: EstimateSettings) -> Any:
     """The transformers config of a folder, a config.json or a model id; nothing else of the model is needed."""
     named = Path(settings.model)
-    base = find_base(str(named.parent) if named.name == "config.json" and named.is_file() else settings.model, settings.revision)
+    base = find_base(
+        str(named.parent) if named.name == "config.json" and named.is_file() else settings.model, settings.revision
+    )
     raw = read_config(base)
     config = transformers_config(base)
     require_causal(raw, config, settings.model)
     require_sizes(raw, config, settings.model)
+    require_dense(raw, settings.model)
     if raw.get("quantization_config"):
         raise UserError(
             f"{settings.model}: is quantised already; that cannot be estimated yet",
@@ -106,22 +115,50 @@ def require_sizes(raw: dict[str, Any], config: Any, name: str) -> None:
     """A config without its sizes would silently get those of the architecture's first model."""
     for key in ("hidden_size", "num_hidden_layers", "vocab_size"):
         if key not in raw and config.attribute_map.get(key) not in raw:
-            raise UserError(f"{name}: config.json has no {key}", ExitCode.MODEL, hint="give the model's own config.json")
+            raise UserError(
+                f"{name}: config.json has no {key}", ExitCode.MODEL, hint="give the model's own config.json"
+            )
 
 
-def resolve(settings: EstimateSettings, config: Any, gpu: Gpu | None) -> tuple[Run, list[str]]:
-    """The run that train would make of these options on the card, and what it would remark on."""
-    remarks = []
-    tokens, context = settings.max_length, context_length(config)
-    if context is not None and tokens > context:
-        tokens = context
-        remarks.append(f"--max-length {settings.max_length} is beyond the model's context: {context} tokens are used, as in training")
-    rows = auto_micro_batch(tokens, settings.batch) if settings.micro_batch == "auto" else min(int(settings.micro_batch), settings.batch)
-    if gpu and not gpu.has_bf16 and settings.dtype == "bf16":
-        remarks.append(f"{gpu.name} cannot compute in bf16, training would refuse; --dtype auto takes fp16 there")
-    dtype = training_dtype(settings, gpu)
+def require_dense(raw: dict[str, Any], name: str) -> None:
+    """How many tokens each expert gets depends on the data, and so does the memory: no number yet."""
+    for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
+        if isinstance(raw.get(key), int) and raw[key] > 1:
+            raise UserError(
+                f"{name}: a mixture of {raw[key]} experts cannot be estimated yet",
+                ExitCode.ENVIRONMENT,
+                hint="which expert gets which tokens depends on the data; a dense model can be estimated",
+            )
+
+
+def resolve(settings: EstimateSettings, config: Any, gpu: Gpu | None) -> Run:
+    """The run that train would make of these options on the card."""
+    tokens = min(settings.max_length, context_length(config) or settings.max_length)
+    if settings.micro_batch == "auto":
+        rows = auto_micro_batch(tokens, settings.batch)
+    else:
+        rows = min(int(settings.micro_batch), settings.batch)
     micro_steps = -(-settings.batch // rows)
-    return Run(settings.method, dtype, tokens, rows, micro_steps, settings.optimizer), remarks
+    return Run(settings.method, training_dtype(settings, gpu), tokens, rows, micro_steps, settings.optimizer)
+
+
+def notes_on(settings: EstimateSettings, config: Any, gpu: Gpu | None) -> list[str]:
+    """What is estimated otherwise than one may expect."""
+    notes, context = [], context_length(config)
+    if context is not None and settings.max_length > context:
+        notes.append(
+            f"--max-length {settings.max_length} is beyond the model's context: {context} tokens, as in training"
+        )
+    if gpu and not gpu.has_flash_attention:
+        notes.append(f"{gpu.name} has no FlashAttention-2: memory-efficient attention is estimated")
+    return notes
+
+
+def warnings_on(settings: EstimateSettings, gpu: Gpu | None) -> list[str]:
+    """What training would refuse on the card."""
+    if gpu and not gpu.has_bf16 and settings.dtype == "bf16":
+        return [f"{gpu.name} cannot compute in bf16, training would refuse; --dtype auto takes fp16 there"]
+    return []
 
 
 def training_dtype(settings: EstimateSettings, gpu: Gpu | None) -> torch.dtype:
@@ -155,7 +192,9 @@ def estimate_run(
         with console.quiet_libraries():
             return simulate(build, step, plan.optimizer, device=device, micro_steps=plan.micro_steps, load_dtype=loaded)
     except ImportError as error:
-        raise UserError(f"cannot estimate: {error}", ExitCode.ENVIRONMENT, hint="pip install ftkit installs what is missing") from error
+        raise UserError(
+            f"cannot estimate: {error}", ExitCode.ENVIRONMENT, hint="pip install ftkit installs what is missing"
+        ) from error
     except (NotImplementedError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
@@ -203,7 +242,7 @@ def suggest(settings: EstimateSettings, config: Any, gpu: Gpu, estimate: MemoryE
     before = estimate.reserved_bytes + gpu.context_bytes
     found: list[Suggestion] = []
     for change, changed in changes(settings, config):
-        plan, _ = resolve(changed, config, gpu)
+        plan = resolve(changed, config, gpu)
         process = estimate_run(changed, plan, config, gpu).reserved_bytes + gpu.context_bytes
         is_enough = process + gpu.margin_bytes <= gpu.usable_bytes
         if process < before:
@@ -215,7 +254,7 @@ def suggest(settings: EstimateSettings, config: Any, gpu: Gpu, estimate: MemoryE
 
 def changes(settings: EstimateSettings, config: Any) -> list[tuple[str, EstimateSettings]]:
     """The options worth changing, the least loss first: one at a time, then together, then with shorter rows too."""
-    plan, _ = resolve(settings, config, None)
+    plan = resolve(settings, config, None)
     single: list[tuple[str, dict[str, Any]]] = []
     if settings.gradient_checkpointing != "on":
         single.append(("--gradient-checkpointing on", {"gradient_checkpointing": "on"}))
@@ -230,29 +269,48 @@ def changes(settings: EstimateSettings, config: Any) -> list[tuple[str, Estimate
     together = {key: value for _, options in single for key, value in options.items()}
     half = max(2, plan.tokens // 2)
     shorter = together | {"max_length": half, "micro_batch": "1"}
-    tried = [*single, *([(name, together)] if len(single) > 1 else []), (f"{name} --max-length {half}".strip(), shorter)]
+    tried = [
+        *single,
+        *([(name, together)] if len(single) > 1 else []),
+        (f"{name} --max-length {half}".strip(), shorter),
+    ]
     return [(name, replace(settings, **options)) for name, options in tried]
 
 
 # ---------------------------------------------------------------- what is said
 def show(
-    settings: EstimateSettings, plan: Run, estimate: MemoryEstimate, gpu: Gpu | None, verdict: Verdict | None, suggestions: list[Suggestion]
+    settings: EstimateSettings,
+    plan: Run,
+    estimate: MemoryEstimate,
+    gpu: Gpu | None,
+    verdict: Verdict | None,
+    suggestions: list[Suggestion],
 ) -> None:
     """The tables, on stdout: they are this command's data."""
     context = gpu.context_bytes if gpu else MEASURED_CONTEXT
-    console.table(title_of(settings, plan), ["at the peak", "size", "share"], part_rows(estimate), to_stdout=True)
+    sys.stdout.write(title_of(settings, plan) + "\n")
+    console.table("", ["at the peak", "size", "share"], part_rows(estimate), to_stdout=True)
     facts = [
-        ("trained parameters", f"{estimate.trained_parameters:,} of {estimate.total_parameters:,} ({share_of(estimate):.4%})"),
+        (
+            "trained parameters",
+            f"{estimate.trained_parameters:,} of {estimate.total_parameters:,} ({share_of(estimate):.4%})",
+        ),
         ("peak", peak_of(estimate)),
         ("allocated (tensors)", in_gib(estimate.allocated_bytes)),
         ("reserved (PyTorch's pool)", in_gib(estimate.reserved_bytes)),
-        (f"process (with {context // MIB} MiB of CUDA context{'' if gpu else ', as on a T4'})", in_gib(estimate.reserved_bytes + context)),
+        (
+            f"process (with {context // MIB} MiB of CUDA context{'' if gpu else ', as on a T4'})",
+            in_gib(estimate.reserved_bytes + context),
+        ),
     ]
     if gpu and verdict:
         facts.append((f"{gpu.name}, {in_gib(gpu.usable_bytes)} usable", verdict_of(verdict)))
     console.table("", ["", ""], facts, to_stdout=True)
     if suggestions:
-        rows = [(each.change, in_gib(each.process_bytes), in_gib(each.saved_bytes), "yes" if each.fits else "no") for each in suggestions]
+        rows = [
+            (each.change, in_gib(each.process_bytes), in_gib(each.saved_bytes), "yes" if each.fits else "no")
+            for each in suggestions
+        ]
         console.table("what would help", ["change", "process", "saves", "fits"], rows, to_stdout=True)
     console.info(f"assumed: {ASSUMED}")
 
@@ -321,14 +379,14 @@ def as_json(
     gpu: Gpu | None,
     verdict: Verdict | None,
     suggestions: list[Suggestion],
-    remarks: list[str],
 ) -> dict[str, Any]:
     """The whole estimate as one object; every size in bytes."""
     context = gpu.context_bytes if gpu else MEASURED_CONTEXT
     return {
         "schema": "ftkit.estimate/1",
         "model": settings.model,
-        "run": asdict(plan) | {"dtype": dtype_name(plan.dtype), "gradient_checkpointing": settings.gradient_checkpointing == "on"},
+        "run": asdict(plan)
+        | {"dtype": dtype_name(plan.dtype), "gradient_checkpointing": settings.gradient_checkpointing == "on"},
         "trained_parameters": estimate.trained_parameters,
         "total_parameters": estimate.total_parameters,
         "trained_share": share_of(estimate),
@@ -342,7 +400,6 @@ def as_json(
         "process_bytes": estimate.reserved_bytes + context,
         "gpu": {"name": gpu.name, "usable_bytes": gpu.usable_bytes, **asdict(verdict)} if gpu and verdict else None,
         "suggestions": [asdict(each) for each in suggestions],
-        "warnings": remarks,
         "assumed": ASSUMED,
         "versions": versions(),
     }

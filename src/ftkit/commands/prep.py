@@ -15,7 +15,7 @@ import jsonlines
 import orjson
 
 from ftkit import console
-from ftkit.core.columns import LOOKED_AT_ROWS
+from ftkit.core.columns import LOOKED_AT_ROWS, NoAnswer
 from ftkit.core.mojibake import misread_sample
 from ftkit.core.row_plan import Beginning, Plan, Row, make_plan
 from ftkit.core.settings import PrepSettings, require
@@ -68,6 +68,8 @@ class Ledger:
     rejected: int = 0
     duplicates: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    lines: dict[str, list[int]] = field(default_factory=dict)
+    """The first lines of each reason."""
     parts: Counter[str] = field(default_factory=Counter)
     misread: int = 0
     misread_example: str = ""
@@ -77,8 +79,14 @@ class Ledger:
     def require_rows(self) -> None:
         """Raise a data error if no row came out."""
         if self.out == 0:
-            reasons = "; ".join(f"{count:,} times {reason}" for reason, count in self.reasons.most_common(SHOWN_OF_A_KIND))
-            raise NothingLeft(f"0 rows left of {self.rows_in:,}: {reasons}", ExitCode.DATA, hint="mend the rows that the messages above name")
+            reasons = "; ".join(self.describe(reason) for reason, _ in self.reasons.most_common(SHOWN_OF_A_KIND))
+            hint = "mend the rows, or choose other columns with --map"
+            raise NothingLeft(f"0 rows left of {self.rows_in:,}: {reasons}", ExitCode.DATA, hint=hint)
+
+    def describe(self, reason: str) -> str:
+        """A reason, how often it came up and the first lines where."""
+        count, lines = self.reasons[reason], ", ".join(map(str, self.lines[reason]))
+        return f"{reason} ({count:,} times, lines {lines}{', ...' if count > SHOWN_OF_A_KIND else ''})"
 
 
 @dataclass
@@ -94,15 +102,19 @@ class Preparation:
 
     def prepare(self, source: str, write: Write) -> None:
         """All rows of one input."""
-        options = ReadOptions(self.settings.format, self.settings.encoding, self.settings.delimiter, self.settings.max_field_bytes)
+        options = ReadOptions(
+            self.settings.format, self.settings.encoding, self.settings.delimiter, self.settings.max_field_bytes
+        )
         with open_input(source, options) as opened:
             tell(opened.notes)
             first = read_first(opened, stop=self.settings.on_error == "stop")
             sample = [item for item in first if isinstance(item, Record)]
-            plan = self.plan(opened, sample) if sample else None  # without a readable record there is nothing to plan for
+            plan = (
+                self.plan(opened, sample) if sample else None
+            )  # without a readable record there is nothing to plan for
             for item in chain(first, opened.records):
                 self.ledger.rows_in += 1
-                row = self.row_of(item, plan, opened.name, sample)
+                row = self.row_of(item, plan, opened.name)
                 if row is not None and self.is_new(row):
                     self.ledger.out += 1
                     write(row)
@@ -115,25 +127,32 @@ class Preparation:
             raise needs_template("--map fills the fields of a template, and none is given")
         plan = make_plan(beginning, self.template, self.settings.map)
         if plan is None:
-            raise needs_template(f"{opened.name}: the rows are no training rows yet (they have {', '.join(columns)}), and no --template is given")
+            raise needs_template(
+                f"{opened.name}: no training rows yet (they have {', '.join(columns)}), and no --template is given"
+            )
         tell(plan.notes)
         self.ledger.first = self.ledger.first or (plan, beginning.since)
         other, since = self.ledger.first
         if other.kind != plan.kind:
             raise UserError(
-                f"{beginning.since}: gives rows of {plan.kind}, {since} gives rows of {other.kind}", ExitCode.DATA, hint="prepare them one by one, each into its own file"
+                f"{beginning.since}: gives rows of {plan.kind}, {since} gives rows of {other.kind}",
+                ExitCode.DATA,
+                hint="prepare them one by one, each into its own file",
             )
         return plan
 
-    def row_of(self, item: Record | Fault, plan: Plan | None, name: str, sample: list[Record]) -> Row | None:
-        """The row of one record; None if it was rejected."""
+    def row_of(self, item: Record | Fault, plan: Plan | None, name: str) -> Row | None:
+        """The row of one record; None if it was left out.
+
+        A row without an answer is always left out and said; any other fault stops, unless --on-error is skip.
+        """
         try:
             if isinstance(item, Fault) or plan is None:
                 raise item.error  # type: ignore[union-attr]
             row = plan.make(item.values, f"{name}:{item.line}")
         except UserError as error:
-            if self.settings.on_error == "stop":
-                raise (plan and all_alike(error, plan, name, sample)) or error from None
+            if self.settings.on_error == "stop" and not isinstance(error, NoAnswer):
+                raise
             self.reject(item, name, error)
             return None
         if example := misread_sample(texts_of(row)):
@@ -157,10 +176,19 @@ class Preparation:
         self.ledger.rejected += 1
         self.ledger.reasons[kind] += 1
         if self.ledger.reasons[kind] <= SHOWN_OF_A_KIND:
+            self.ledger.lines.setdefault(kind, []).append(item.line)
             console.warn(f"left out: {error.message}")
         if self.write_reject is not None:
             content = item.values if isinstance(item, Record) else item.raw
-            self.write_reject({"file": name, "line": item.line, "field": getattr(error, "field", None), "reason": reason, "row": content})
+            self.write_reject(
+                {
+                    "file": name,
+                    "line": item.line,
+                    "field": getattr(error, "field", None),
+                    "reason": reason,
+                    "row": content,
+                }
+            )
 
 
 def check_request(settings: PrepSettings, sources: list[str]) -> None:
@@ -170,8 +198,6 @@ def check_request(settings: PrepSettings, sources: list[str]) -> None:
         check_encoding(settings.encoding)
     if settings.delimiter:
         spelled_delimiter(settings.delimiter)
-    if settings.rejects and settings.on_error != "skip":
-        raise UserError("--rejects lists rows that are left out, and --on-error is stop", ExitCode.USAGE, hint="add --on-error skip")
     if settings.split and not to_file(settings):
         raise UserError("--split writes several files", ExitCode.USAGE, hint="give a folder for them: -o FOLDER")
     if settings.json and not to_file(settings):
@@ -179,7 +205,11 @@ def check_request(settings: PrepSettings, sources: list[str]) -> None:
     if sources.count(STDIN) > 1:
         raise UserError("stdin can be read once", ExitCode.USAGE, hint="give - once")
     if STDIN in sources and (sys.stdin is None or console.is_terminal(sys.stdin)):
-        raise UserError("no input: nothing is piped in and no file is given", ExitCode.USAGE, hint="for example ftkit prep reddot.csv --template alpaca > train.jsonl")
+        raise UserError(
+            "no input: nothing is piped in and no file is given",
+            ExitCode.USAGE,
+            hint="for example ftkit prep reddot.csv --template alpaca > train.jsonl",
+        )
     refuse_overwriting(settings, [source for source in sources if source != STDIN])
 
 
@@ -188,12 +218,25 @@ def refuse_overwriting(settings: PrepSettings, inputs: list[str]) -> None:
     outputs = [path for path in (settings.output, settings.rejects) if path and path != STDIN]
     if len(outputs) == 2 and same_file(outputs[0], outputs[1]):
         raise UserError(f"-o and --rejects are both {outputs[0]}", ExitCode.USAGE, hint="give two files")
+    for path in outputs:
+        wants_folder = bool(settings.split) and path == settings.output
+        if os.path.exists(path) and not (os.path.isdir(path) if wants_folder else os.path.isfile(path)):
+            needed, hint = (
+                ("a folder", "give another -o")
+                if wants_folder
+                else ("a regular file", "give a file; --split NAME=SHARE,... fills a folder")
+            )
+            raise UserError(f"{path} is not {needed}", ExitCode.USAGE, hint=hint)
     for source in inputs:
         around = Path(source).resolve().parents if settings.split else []
         if any(same_file(source, path) or Path(path).resolve() in around for path in outputs):
             raise UserError(f"the output would replace the input {source}", ExitCode.USAGE, hint="give another -o")
         if not to_file(settings) and is_stdout(source):
-            raise UserError(f"stdout goes to the input {source}", ExitCode.USAGE, hint="send it to another file (the shell has emptied this one)")
+            raise UserError(
+                f"stdout goes to the input {source}",
+                ExitCode.USAGE,
+                hint="send it to another file (the shell has emptied this one)",
+            )
 
 
 def same_file(one: str, other: str) -> bool:
@@ -227,24 +270,10 @@ def read_first(opened: OpenInput, *, stop: bool) -> list[Record | Fault]:
         if records == LOOKED_AT_ROWS or (stop and isinstance(item, Fault)):
             break
         if isinstance(item, Fault) and not records and len(items) == MOST_FAULTS_BEFORE_A_ROW:
-            raise UserError(f"{item.error.message}; no row up to here can be read", item.error.exit_code, hint=item.error.hint)
+            raise UserError(
+                f"{item.error.message}; no row up to here can be read", item.error.exit_code, hint=item.error.hint
+            )
     return items
-
-
-def all_alike(error: UserError, plan: Plan, name: str, sample: list[Record]) -> UserError | None:
-    """One error for all, where every one of the first rows (at least two) has the same fault."""
-    reason = without_place(error.message, name)
-    if len(sample) < 2:
-        return None
-    for record in sample:
-        try:
-            plan.make(record.values, f"{name}:{record.line}")
-            return None
-        except UserError as other:
-            if without_place(other.message, name) != reason:
-                return None
-    lines = ", ".join(str(record.line) for record in sample[:SHOWN_OF_A_KIND])
-    return UserError(f"{name}: all of the first {len(sample)} rows (lines {lines}, ...): {reason}", error.exit_code, hint=error.hint)
 
 
 def without_place(message: str, name: str) -> str:
@@ -261,7 +290,9 @@ def texts_of(row: Row) -> Iterator[str]:
 
 def needs_template(message: str) -> UserError:
     """The error for a missing --template."""
-    return UserError(message, ExitCode.USAGE, hint=f"--template NAME: {', '.join(shipped_names())}; or a .toml file of your own")
+    return UserError(
+        message, ExitCode.USAGE, hint=f"--template NAME: {', '.join(shipped_names())}; or a .toml file of your own"
+    )
 
 
 @contextmanager
@@ -281,9 +312,16 @@ def split_files(folder: Path, split: str, force: bool, ledger: Ledger) -> Iterat
     shares = parse_shares(split)
     ledger.parts.update(dict.fromkeys(shares, 0))
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_manifest(folder) is not None)):
-        raise UserError(f"{folder} exists and was not made by ftkit", ExitCode.EXISTS, hint="give another -o; --force replaces only what ftkit made")
+        raise UserError(
+            f"{folder} exists and was not made by ftkit",
+            ExitCode.EXISTS,
+            hint="give another -o; --force replaces only what ftkit made",
+        )
     with atomic_folder(folder, replace=force) as staged, ExitStack() as files:
-        writers = {name: jsonlines.Writer(files.enter_context((staged / f"{name}.jsonl").open("wb")), dumps=orjson.dumps) for name in shares}
+        writers = {
+            name: jsonlines.Writer(files.enter_context((staged / f"{name}.jsonl").open("wb")), dumps=orjson.dumps)
+            for name in shares
+        }
 
         def write(row: Row) -> None:
             part = part_of(content_digest(row), shares)
@@ -315,14 +353,19 @@ def report(settings: PrepSettings, template: Template | None, ledger: Ledger) ->
         if count > SHOWN_OF_A_KIND:
             console.warn(f"left out: {count - SHOWN_OF_A_KIND:,} more: {reason}")
     if ledger.misread:
-        console.warn(f"{ledger.misread:,} rows look like UTF-8 that was read as Latin-1, for example {ledger.misread_example}")
+        console.warn(
+            f"{ledger.misread:,} rows look like UTF-8 that was read as Latin-1, for example {ledger.misread_example}"
+        )
     if ledger.out == 1 and ledger.duplicates:
         console.warn(f"all {ledger.rows_in - ledger.rejected:,} rows are the same")
     empty = [name for name, count in ledger.parts.items() if not count]
     if empty and ledger.out:
         console.warn(f"no row fell into {', '.join(empty)}: there are too few rows")
     parts = f" ({', '.join(f'{name} {count:,}' for name, count in ledger.parts.items())})" if ledger.parts else ""
-    console.info(f"{ledger.rows_in:,} rows in = {ledger.out:,} out{parts} + {ledger.rejected:,} rejected + {ledger.duplicates:,} duplicates")
+    console.info(
+        f"{ledger.rows_in:,} rows in = {ledger.out:,} out{parts} + {ledger.rejected:,} rejected"
+        f" + {ledger.duplicates:,} duplicates"
+    )
     if settings.json:
         sys.stdout.buffer.write(orjson.dumps(summary(settings, template, ledger), option=orjson.OPT_APPEND_NEWLINE))
 

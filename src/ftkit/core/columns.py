@@ -11,18 +11,20 @@ import orjson
 from ftkit.errors import ExitCode, UserError, did_you_mean
 from ftkit.io.records import type_name
 
-SHAPES = (  # question, answer and context as well-known data sets call them
+SHAPES: tuple[tuple[str, str, str | None], ...] = (  # question, answer and context as well-known data sets call them
     ("instruction", "output", "input"),
     ("instruction", "response", "context"),
     ("prompt", "completion", None),
     ("prompt", "response", None),
     ("question", "answer", None),
+    ("input", "output", None),
 )
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 LOOKED_AT_ROWS = 200
 """Rows that inference looks at, so that it works on a stream."""
 MOST = 0.95
 """A column has a property if this share of its values has it."""
+LONGEST_NAME_CHARS = 80
 NOT_AN_ANSWER = {"nan", "null", "<na>"}
 """What programs write for a missing value; any case."""
 
@@ -50,7 +52,10 @@ class Pattern:
 
     def fill(self, values: Mapping[str, Any], field_name: str, where: str) -> str:
         """The text with the values of one row; numbers are written as JSON writes them."""
-        return "".join(literal if column is None else literal + written(values, column, field_name, where) for literal, column in self.pieces)
+        return "".join(
+            literal if column is None else literal + written(values, column, field_name, where)
+            for literal, column in self.pieces
+        )
 
 
 def columns_of(source: str | Pattern) -> list[str]:
@@ -67,7 +72,7 @@ class Wanted:
     optional: tuple[str, ...] = ()
     question: str | None = None
 
-    @property
+    @cached_property
     def answers(self) -> tuple[str, ...]:
         """The fields that are learned: required, and not the question."""
         return tuple(name for name in self.required if name != self.question)
@@ -106,6 +111,10 @@ class Choice:
         return source.text if isinstance(source, Pattern) and source.columns else None
 
 
+class NoAnswer(BadValue):
+    """A row whose answer is empty: nothing can be learned from it, and nothing is wrong with the rest of it."""
+
+
 def parse_maps(maps: Sequence[str], fields: Sequence[str], template: str) -> dict[str, str]:
     """`output=description` items as field -> column or text; a usage error for what the template does not have."""
     parsed: dict[str, str] = {}
@@ -113,7 +122,11 @@ def parse_maps(maps: Sequence[str], fields: Sequence[str], template: str) -> dic
         name, equals, text = item.partition("=")
         name = name.strip()
         if not equals or not text:
-            raise UserError(f"--map {item}: should be FIELD=COLUMN or FIELD=TEXT", ExitCode.USAGE, hint="for example --map output=description")
+            raise UserError(
+                f"--map {item}: should be FIELD=COLUMN or FIELD=TEXT",
+                ExitCode.USAGE,
+                hint="for example --map output=description",
+            )
         if name not in fields:
             hint = f"{did_you_mean(name, list(fields))}fields: {', '.join(fields)}"
             raise UserError(f"--map {item}: template {template} has no field '{name}'", ExitCode.USAGE, hint=hint)
@@ -147,7 +160,11 @@ def parse_source(text: str, columns: Sequence[str], where: str) -> str | Pattern
 
 def no_column(name: str, columns: Sequence[str], where: str) -> UserError:
     """The error for a column that the input does not have."""
-    return UserError(f"{where}: no column '{name}'", ExitCode.DATA, hint=f"{did_you_mean(name, list(columns))}columns: {', '.join(columns)}")
+    return UserError(
+        f"{where}: no column '{name}'",
+        ExitCode.DATA,
+        hint=f"{did_you_mean(name, list(columns))}columns: {', '.join(columns)}",
+    )
 
 
 def choose_columns(
@@ -168,10 +185,12 @@ def choose_columns(
     can_infer = wanted.answer is not None and not any(name in named and name not in mapped for name in wanted.required)
     if can_infer and set(unknown) <= {wanted.question, wanted.answer}:
         return infer(wanted, columns, sample, mapped, where)
-    raise cannot_fill(wanted, columns, where)
+    raise cannot_fill(wanted, columns, sample, where)
 
 
-def usual_names(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], where: str) -> dict[str, str | Pattern] | None:
+def usual_names(
+    wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], where: str
+) -> dict[str, str | Pattern] | None:
     """The fields of a question-and-answer template from columns that other data sets use; None if there are none.
 
     A context column that is not empty needs a field of the template; without one, nothing is left out in silence.
@@ -182,7 +201,7 @@ def usual_names(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping
         if question not in columns or answer not in columns:
             continue
         sources: dict[str, str | Pattern] = {wanted.question: question, wanted.answer: answer}
-        if context in columns and any(is_filled(row.get(context)) for row in sample):
+        if context is not None and context in columns and any(is_filled(row.get(context)) for row in sample):
             if "input" not in wanted.optional:
                 raise no_place_for(context, wanted, question, answer, where)
             sources["input"] = context
@@ -199,14 +218,33 @@ def no_place_for(context: str, wanted: Wanted, question: str, answer: str, where
     )
 
 
-def cannot_fill(wanted: Wanted, columns: Sequence[str], where: str) -> UserError:
+def cannot_fill(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], where: str) -> UserError:
     """The error for a template whose fields the columns do not fill, with an example of --map."""
-    usable = [column for column in columns if column not in wanted.fields] or list(columns) or ["COLUMN"]
-    example = " ".join(f"--map {name}={shell_word(usable[-1 if name in wanted.answers else 0])}" for name in wanted.required)
     needs, has = " and ".join(wanted.required), ", ".join(columns)
-    is_chat = "messages" in columns or "conversations" in columns
-    hint = "conversations take a chat template: --template chatml" if is_chat else f"for example {example}"
-    return UserError(f"{where}: template {wanted.template} needs {needs}; the rows have {has}", ExitCode.DATA, hint=hint)
+    if "messages" in columns or "conversations" in columns:
+        hint = "conversations take a chat template: --template chatml"
+    elif len(columns) == 1:
+        hint = f"plain text: --template text --map text={shell_word(columns[0])}"
+    else:
+        missing = [name for name in wanted.required if name not in columns]
+        texts = [name for name in columns if is_free_text([str(row.get(name)) for row in sample])]
+        usable = [name for name in dict.fromkeys([*texts, *columns]) if name not in wanted.required]
+        pairs = zip(missing, usable + usable[-1:] * len(missing), strict=False)
+        hint = "for example " + " ".join(f"--map {name}={shell_word(column)}" for name, column in pairs)
+    return UserError(
+        f"{where}: template {wanted.template} needs {needs}; the rows have {has}", ExitCode.DATA, hint=hint
+    )
+
+
+def refuse_data_as_header(columns: Sequence[str], where: str) -> None:
+    """A data error where columns should be inferred and the header reads like a row: numbers, sentences, long text."""
+    for name in columns:
+        if len(name) > LONGEST_NAME_CHARS or re.fullmatch(r"[\d.,+-]+|.*[.!?。！？]", name, re.DOTALL):
+            raise UserError(
+                f"{where}: the first line reads like data, not like column names: {name[:LONGEST_NAME_CHARS]!r}",
+                ExitCode.DATA,
+                hint="put a line of column names above it, or choose columns with --map",
+            )
 
 
 def shell_word(text: str) -> str:
@@ -216,11 +254,18 @@ def shell_word(text: str) -> str:
     return shlex.quote(text)
 
 
-def infer(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], mapped: Mapping[str, str | Pattern], where: str) -> Choice:
+def infer(
+    wanted: Wanted,
+    columns: Sequence[str],
+    sample: Sequence[Mapping[str, Any]],
+    mapped: Mapping[str, str | Pattern],
+    where: str,
+) -> Choice:
     """Answer: the longest free text. Question: one sentence that names the answer and lists the other columns.
 
     Columns whose values repeat those of others are left out first. What `mapped` already fills stays.
     """
+    refuse_data_as_header(columns, where)
     question, answer = wanted.question or "", wanted.answer or ""
     texts, left_out = text_columns(columns, sample)
     left_out |= repeating_columns(texts)
@@ -228,15 +273,17 @@ def infer(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, 
     sources: dict[str, str | Pattern] = dict(mapped)
     used = {name for source in mapped.values() for name in columns_of(source)}
     if answer not in sources:
-        free = {name: mean_length(values) for name, values in texts.items() if name not in used and is_free_text(values)}
+        free = {
+            name: mean_length(values) for name, values in texts.items() if name not in used and is_free_text(values)
+        }
         if not free:
-            raise cannot_fill(wanted, columns, where)
+            raise cannot_fill(wanted, columns, sample, where)
         sources[answer] = max(free, key=lambda name: free[name])
         used.add(str(sources[answer]))
     if question not in sources:
         rest = [name for name in texts if name not in used]
         if not rest:
-            raise cannot_fill(wanted, columns, where)
+            raise cannot_fill(wanted, columns, sample, where)
         called = sources[answer] if isinstance(sources[answer], str) else answer
         text = f"Write the {called}. " + "; ".join(f"{name}: {{{name}}}" for name in rest)
         sources[question] = parse_source(text, columns, where)
@@ -245,7 +292,9 @@ def infer(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, 
     return Choice(sources, left_out, frozenset(name for name in (question, answer) if name not in mapped))
 
 
-def text_columns(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], dict[str, str]]:
+def text_columns(
+    columns: Sequence[str], sample: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The columns that hold text or numbers in every row, with their values; the others, and why not."""
     texts: dict[str, list[str]] = {}
     left_out: dict[str, str] = {}
@@ -268,8 +317,14 @@ def repeating_columns(texts: Mapping[str, Sequence[str]]) -> dict[str, str]:
     places = list(texts)
     for name in sorted(texts, key=lambda name: (-mean_length(texts[name]), -places.index(name))):
         others = {other: values for other, values in texts.items() if other != name and other not in left_out}
-        if others and all_but_few(mostly_made_of(value, [values[row] for values in others.values()]) for row, value in enumerate(texts[name])):
-            repeated = [other for other, values in others.items() if all_but_few(v in value for v, value in zip(values, texts[name], strict=True))]
+        if others and all_but_few(
+            mostly_made_of(value, [values[row] for values in others.values()]) for row, value in enumerate(texts[name])
+        ):
+            repeated = [
+                other
+                for other, values in others.items()
+                if all_but_few(v in value for v, value in zip(values, texts[name], strict=True))
+            ]
             left_out[name] = f"it repeats {', '.join(repeated)}"
     return left_out
 
@@ -304,7 +359,7 @@ def is_free_text(values: Sequence[str]) -> bool:
 def reads_like_text(value: str) -> bool:
     """Two words of letters, or a letter of a script without spaces."""
     words = re.findall(r"[^\W\d_]+", value)
-    return len(words) >= 2 and " " in value or any(ord(letter) > 0x2E80 for word in words for letter in word)
+    return (len(words) >= 2 and " " in value) or any(ord(letter) > 0x2E80 for word in words for letter in word)
 
 
 def is_filled(value: Any) -> bool:
@@ -316,7 +371,7 @@ def fill_fields(values: Mapping[str, Any], choice: Choice, wanted: Wanted, where
     """The text of every field for one row; a BadValue for a missing, empty or non-text one."""
     for name, column in choice.needed:
         if column not in values and name not in wanted.optional:
-            raise other_shape(values, column, name, choice, where)
+            raise other_shape(values, column, name, choice.since, where)
     filled = {}
     for name in wanted.fields:
         source = choice.sources.get(name)
@@ -339,10 +394,16 @@ def check_text(text: str, source: str | Pattern, name: str, wanted: Wanted, wher
     shown = f" ('{source}' is empty)" if isinstance(source, str) else ""
     is_answer = name in wanted.answers
     if not text.strip():
-        reason = f"no answer, nothing to learn{shown}" if is_answer else f"no {name}{shown}"
-        raise BadValue(where, name, reason, "fill it in, or leave such rows out: --on-error skip")
+        if is_answer:
+            raise NoAnswer(where, name, f"no answer, nothing to learn{shown}", "fill it in, or choose another column")
+        raise BadValue(where, name, f"no {name}{shown}", "fill it in, or leave such rows out: --on-error skip")
     if is_answer and text.strip().lower() in NOT_AN_ANSWER:
-        raise BadValue(where, name, f"the answer is {text.strip()!r}, a missing value", "fill it in, or leave such rows out: --on-error skip")
+        raise BadValue(
+            where,
+            name,
+            f"the answer is {text.strip()!r}, a missing value",
+            "fill it in, or leave such rows out: --on-error skip",
+        )
 
 
 def cell_text(values: Mapping[str, Any], column: str, field_name: str, where: str) -> str:
@@ -353,7 +414,11 @@ def cell_text(values: Mapping[str, Any], column: str, field_name: str, where: st
     if value is None:
         raise BadValue(where, field_name, f"'{column}' is null", "fill it in, or leave such rows out: --on-error skip")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    hint = f'to write numbers as text: --map {field_name}="{{{column}}}"' if is_number else "fill the field with text: --map FIELD=COLUMN"
+    hint = (
+        f'to write numbers as text: --map {field_name}="{{{column}}}"'
+        if is_number
+        else "fill the field with text: --map FIELD=COLUMN"
+    )
     raise BadValue(where, field_name, f"'{column}' is {type_name(value)}, should be text", hint)
 
 
@@ -365,7 +430,9 @@ def written(values: Mapping[str, Any], column: str, field_name: str, where: str)
     return cell_text(values, column, field_name, where)
 
 
-def other_shape(values: Mapping[str, Any], column: str, field_name: str, choice: Choice, where: str) -> BadValue:
+def other_shape(values: Mapping[str, Any], column: str, field_name: str, since: str, where: str) -> BadValue:
     """The error for a row without a column that the first rows have."""
-    reason = f"has no '{column}' (it has {', '.join(values) or 'nothing'}), as the rows from {choice.since} on do"
-    return BadValue(where, field_name, reason, "rows of one file should have the same keys; prepare the others on their own")
+    reason = f"has no '{column}' (it has {', '.join(values) or 'nothing'}), as the rows from {since} on do"
+    return BadValue(
+        where, field_name, reason, "rows of one file should have the same keys; prepare the others on their own"
+    )

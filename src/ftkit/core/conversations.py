@@ -21,7 +21,7 @@ ROLE_OF_SPEAKER = {
 
 
 def to_messages(turns: Any, system: Any, where: str) -> list[dict[str, Any]]:
-    """`[{"from": "human", "value": ...}, ...]` as `[{"role": "user", "content": ...}, ...]`, `system` in front if given.
+    """`[{"from": "human", "value": ...}]` as `[{"role": "user", "content": ...}]`, `system` in front if given.
 
     A turn that is no turn, an unknown speaker or a function call is a data error that names the turn.
     """
@@ -42,9 +42,11 @@ def to_message(turn: Any, place: str) -> dict[str, Any]:
     speaker = turn.get("from")
     if speaker == "function_call":
         raise calls_tool(place)
-    if speaker not in ROLE_OF_SPEAKER:
+    if not isinstance(speaker, str) or speaker not in ROLE_OF_SPEAKER:
         known = ", ".join(ROLE_OF_SPEAKER)
-        raise UserError(f"{place} has the unknown speaker {speaker!r}", ExitCode.DATA, hint=f"speakers under 'from': {known}")
+        raise UserError(
+            f"{place} has the unknown speaker {speaker!r}", ExitCode.DATA, hint=f"speakers under 'from': {known}"
+        )
     return {"role": ROLE_OF_SPEAKER[speaker], "content": turn.get("value")}
 
 

@@ -6,7 +6,7 @@ Three differences matter for memory, each with one table or function here:
   patches `torch.nn.functional` so that the operators of a CUDA run are recorded. (A TorchFunctionMode would be
   neater, but it is not active while checkpointing recomputes inside backward.)
 - Scratch memory inside an operator, which is freed before the operator returns: `SCRATCH`.
-- Operators that have no meta kernel, or one that hides what they allocate: `STAND_INS`.
+- Operators of bitsandbytes whose meta kernel is missing or hides what they allocate: `STAND_INS`.
 
 Letters: B sequences, H heads, S query positions, K key positions, D width of a head.
 """
@@ -98,7 +98,7 @@ def gemm_4bit(
     """
     if absmax_8bit is not None:
         assert absmax_offset is not None
-        absmax = torch.empty_like(absmax_8bit, dtype=torch.float32) + absmax_offset
+        _scales = torch.empty_like(absmax_8bit, dtype=torch.float32) + absmax_offset  # alive during the product
     weight = torch.empty(tuple(shape), dtype=a.dtype, device=a.device)
     return functional.linear(a, weight, bias)
 
@@ -114,7 +114,11 @@ def int8_vectorwise_quant(a: Tensor, threshold: float = 0.0) -> tuple[Tensor, Te
 
 
 def int8_scaled_mm(
-    a: Tensor, b: Tensor, row_stats: Tensor, col_stats: Tensor, bias: Tensor | None = None,
+    a: Tensor,
+    b: Tensor,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    bias: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """bitsandbytes: int8 product in int32, dequantised to fp16, then cast."""
@@ -123,36 +127,16 @@ def int8_scaled_mm(
 
 
 def int8_mixed_scaled_mm(
-    a: Tensor, ca: Tensor, cb: Tensor, sca: Tensor, scb: Tensor, outlier_cols: Tensor | None = None,
+    a: Tensor,
+    ca: Tensor,
+    cb: Tensor,
+    sca: Tensor,
+    scb: Tensor,
+    outlier_cols: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """bitsandbytes: the int8 product and the (here empty) outlier columns."""
     return int8_scaled_mm(ca, cb, sca, scb, bias, a.dtype), torch.empty(0, dtype=a.dtype, device=a.device)
-
-
-def nonzero(mask: Tensor) -> Tensor:
-    """Every element counts: the upper bound of a size that only data could tell."""
-    return torch.empty((mask.numel(), mask.dim()), dtype=torch.int64, device=mask.device)
-
-
-def index(source: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """Indexing in which a mask picks every element; whole-number indices as they are."""
-    picked: list[Tensor | None] = []
-    for each in indices:
-        if each is not None and each.dtype in (torch.bool, torch.uint8):
-            picked.extend(nonzero(each).unbind(1))
-        else:
-            picked.append(each)
-    return aten.index.Tensor(source, picked)
-
-
-def stand_in(operator: str, args: Sequence[Any]) -> Callable[..., Any] | None:
-    """What to call instead of an operator on the meta device, if anything."""
-    if operator == "aten.index.Tensor" and not any(
-        each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
-    ):
-        return None
-    return STAND_INS.get(operator)
 
 
 STAND_INS: dict[str, Callable[..., Any]] = {
@@ -160,8 +144,6 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "bitsandbytes.int8_vectorwise_quant.default": int8_vectorwise_quant,
     "bitsandbytes.int8_scaled_mm.default": int8_scaled_mm,
     "bitsandbytes.int8_mixed_scaled_mm.default": int8_mixed_scaled_mm,
-    "aten.nonzero.default": nonzero,
-    "aten.index.Tensor": index,
 }
 
 
@@ -214,9 +196,9 @@ def efficient_attention(
             hidden = torch.full((), -math.inf, dtype=q.dtype, device=q.device)
             mask = torch.where(mask, torch.zeros((), dtype=q.dtype, device=q.device), hidden)
         mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    out: Tensor = aten._scaled_dot_product_efficient_attention(
-        q, k, v, mask, True, dropout_p, is_causal, scale=scale
-    )[0]
+    out: Tensor = aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, dropout_p, is_causal, scale=scale)[
+        0
+    ]
     return out
 
 

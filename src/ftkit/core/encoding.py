@@ -3,16 +3,20 @@
 The prompt's ids in training are exactly the ids that inference feeds: ids = encode(prompt) + encode(answer) + stop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from ftkit.io.template import Template
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.records import kind_of
 
-GUARD = "\ue001"
+PRIVATE_USE = range(0xE001, 0xF900)
+"""Characters without a meaning of their own; one that no message holds marks places in a conversation."""
+ANCHORS = ("\n", "a")
+"""Texts to put in front of a continuation: no word merges with both."""
+BROKEN = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Encoder:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         before, whole = self.render(turns[:1], generate=True), self.render(turns, generate=False)
         closing = self.encode(whole[len(before) :], specials=True) if whole.startswith(before) else []
-        return {i for i in closing if i in set(self.tokenizer.all_special_ids)}
+        return set(closing) & special_tokens(self.tokenizer).keys()
 
     @property
     def renders_chat(self) -> bool:
@@ -81,9 +85,9 @@ class Encoder:
         if not text:
             return []
         options = {"add_special_tokens": False, "split_special_tokens": not specials}
-        if after_text and self.has_dummy_prefix:
-            before = self.tokenizer("\n", **options).input_ids
-            both = self.tokenizer("\n" + text, **options).input_ids
+        for anchor in ANCHORS if after_text and self.has_dummy_prefix else ():
+            before = self.tokenizer(anchor, **options).input_ids
+            both = self.tokenizer(anchor + text, **options).input_ids
             if both[: len(before)] == before:
                 return list(both[len(before) :])
         return list(self.tokenizer(text, **options).input_ids)
@@ -134,21 +138,21 @@ class Encoder:
         turns so far is not the beginning of the rendering of all (Qwen3 drops earlier thinking) trains the last
         answer only.
         """
-        messages, guarded = self._guard(messages)
+        messages, mark = self._guard(messages)
         whole = self.render(messages, generate=not answer)
         cuts = self._turn_cuts(messages, whole)
         ids: list[int] = []
         counted: list[bool] = []
         at = 0
         for start, end in cuts:
-            ids += (between := self._encode_guarded(whole[at:start], guarded, after_text=at > 0))
+            ids += (between := self._encode_guarded(whole[at:start], mark, after_text=at > 0))
             counted += [False] * len(between)
-            turn = self._encode_guarded(whole[start:end], guarded, after_text=True)
+            turn = self._encode_guarded(whole[start:end], mark, after_text=True)
             trained = self._trained_length(turn)
             ids += turn
             counted += [True] * trained + [False] * (len(turn) - trained)
             at = end
-        rest = self._encode_guarded(whole[at:], guarded, after_text=at > 0)
+        rest = self._encode_guarded(whole[at:], mark, after_text=at > 0)
         return Example(ids + rest, counted + [False] * len(rest))
 
     def _turn_cuts(self, messages: list[dict[str, Any]], whole: str) -> list[tuple[int, int]]:
@@ -165,36 +169,48 @@ class Encoder:
 
     def _trained_length(self, turn: list[int]) -> int:
         """Tokens of a turn up to and with its stop token; a template that closes without one is an error."""
-        specials = set(self.tokenizer.all_special_ids) | {self.tokenizer.eos_token_id}
+        specials = special_tokens(self.tokenizer)
         last = max((i for i, token in enumerate(turn) if token in specials), default=None)
         if last is None:
             raise UserError("the chat template ends answers without a stop token: the model would never stop", ExitCode.DATA,
                             hint="close the assistant's turn with eos_token, or with a special token of this model")  # fmt: skip
         return last + 1
 
-    def _guard(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Contents that hold the text of a special token get a mark there, so that it is not read as the token."""
-        specials = [str(token) for token in self.tokenizer.all_special_tokens]
-        if not any(token in message["content"] for message in messages for token in specials):
-            return messages, []
+    def _guard(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+        """Where contents hold the text of a special token, its id between two marks, so that it is not read as the token.
+
+        Returns the mark too; "" if nothing had to be marked.
+        """
+        contents = "".join(message["content"] for message in messages)
+        found = sorted(((text, i) for i, text in special_tokens(self.tokenizer).items() if text in contents), key=lambda pair: -len(pair[0]))
+        if not found:
+            return messages, ""
+        mark = next(chr(code) for code in PRIVATE_USE if chr(code) not in contents)
         marked = []
         for message in messages:
             content = message["content"]
-            for number, token in enumerate(specials):
-                content = content.replace(token, f"{GUARD}{number}{GUARD}")
+            for text, i in found:
+                content = content.replace(text, f"{mark}{i}{mark}")
             marked.append({**message, "content": content})
-        return marked, specials
+        return marked, mark
 
-    def _encode_guarded(self, text: str, specials: list[str], *, after_text: bool) -> list[int]:
+    def _encode_guarded(self, text: str, mark: str, *, after_text: bool) -> list[int]:
         """Ids of a piece of rendering: its special tokens are tokens, those that were marked are plain text."""
-        if not specials or GUARD not in text:
+        if not mark or mark not in text:
             return self.encode(text, specials=True, after_text=after_text)
         ids: list[int] = []
-        for place, piece in enumerate(text.split(GUARD)):
+        for place, piece in enumerate(text.split(mark)):
             is_marked = place % 2 == 1
-            plain = specials[int(piece)] if is_marked else piece
+            plain = special_tokens(self.tokenizer)[int(piece)] if is_marked else piece
             ids += self.encode(plain, specials=not is_marked, after_text=after_text or place > 0)
         return ids
+
+
+@lru_cache(maxsize=8)
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Ids and texts of all special tokens: also of those that have no role, as Phi-3's <|end|>, which closes its turns."""
+    named = dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
+    return named | {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def decode_answer(tokenizer: Any, prompt_ids: list[int], answer_ids: list[int]) -> str:
@@ -202,11 +218,13 @@ def decode_answer(tokenizer: Any, prompt_ids: list[int], answer_ids: list[int]) 
 
     Special tokens (the stop token) are left out.
     """
-    specials = set(tokenizer.all_special_ids)
-    before = [token for token in prompt_ids[-4:] if token not in specials]
-    decode: Callable[..., str] = tokenizer.decode
-    alone = decode(before, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    both = decode(before + list(answer_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if both.startswith(alone):
-        return both[len(alone) :]
-    return decode(answer_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    before = clean_tail(decode, prompt_ids)
+    alone, both = decode(before), decode(before + list(answer_ids))
+    return str(both[len(alone) :] if both.startswith(alone) else decode(answer_ids))
+
+
+def clean_tail(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[int]:
+    """The last few ids, more of them where they begin inside a character: its bytes would spoil those that follow."""
+    tails = [list(ids[-length:]) for length in (4, 8, 16, 32)]
+    return next((tail for tail in tails if BROKEN not in decode(tail)), tails[-1])

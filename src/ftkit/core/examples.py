@@ -2,15 +2,20 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ftkit.core.encoding import Encoder, Example
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.records import kind_of
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What became of the rows: kept whole, dropped, cut, and the answer tokens lost on the way."""
+    """What became of the rows: kept whole, dropped, cut, and the answer tokens lost on the way.
+
+    untrained_turns: assistant turns that the chat template shows differently once others follow, so they are not trained.
+    """
 
     rows: int
     kept: int
@@ -21,6 +26,7 @@ class Ledger:
     """Tokens of the longest example that is kept."""
     tokens: int
     counted: int
+    untrained_turns: int = 0
 
 
 def encode_rows(
@@ -29,24 +35,33 @@ def encode_rows(
     """(examples, index of the row each came from, ledger). `rows` are (place, row); max_length in tokens.
 
     A row beyond max_length is dropped, or its answer is cut (`truncate`), but never to nothing. Plain text is cut into
-    pieces instead, so that nothing of it is lost.
+    pieces instead, each beginning with the last token of the one before, so that every token is predicted once.
     """
     examples: list[Example] = []
     origin: list[int] = []
-    total = dropped = truncated = lost = 0
+    total = dropped = truncated = lost = untrained = 0
     for number, (place, row) in enumerate(rows):
         total += 1
-        example = checked_example(encoder, row, place)
-        pieces = fit(example, max_length, overlength, is_text="text" in row)
+        example, is_text = checked_example(encoder, row, place), kind_of(row) == "text"
+        pieces = fit(example, max_length, overlength, is_text=is_text)
         kept = sum(sum(piece.counted) for piece in pieces)
-        lost += sum(example.counted) - kept if "text" not in row else 0
+        lost += sum(example.counted) - kept if not is_text else 0
         dropped += not pieces
-        truncated += bool(pieces) and len(example.ids) > max_length and "text" not in row
+        truncated += bool(pieces) and len(example.ids) > max_length and not is_text
+        untrained += untrained_turns(row, example)
         examples += pieces
         origin += [number] * len(pieces)
     longest = max((len(e.ids) for e in examples), default=0)
     tokens, counted = sum(len(e.ids) for e in examples), sum(sum(e.counted[1:]) for e in examples)
-    return examples, origin, Ledger(total, total - dropped, dropped, truncated, lost, longest, tokens, counted)
+    return examples, origin, Ledger(total, total - dropped, dropped, truncated, lost, longest, tokens, counted, untrained)
+
+
+def untrained_turns(row: dict[str, Any], example: Example) -> int:
+    """Assistant turns of a conversation that carry no loss; each that does is one stretch of counted tokens."""
+    if kind_of(row) != "messages":
+        return 0
+    starts = sum(now and not before for before, now in pairwise([False, *example.counted]))
+    return sum(message["role"] == "assistant" for message in row["messages"]) - starts
 
 
 def fit(example: Example, max_length: int, overlength: str, *, is_text: bool) -> list[Example]:
@@ -54,9 +69,8 @@ def fit(example: Example, max_length: int, overlength: str, *, is_text: bool) ->
     if len(example.ids) <= max_length:
         return [example] if any(example.counted[1:]) else []
     if is_text:
-        cuts = range(0, len(example.ids), max_length)
-        pieces = [Example(example.ids[at : at + max_length], example.counted[at : at + max_length]) for at in cuts]
-        return [piece for piece in pieces if len(piece.ids) > 1]
+        cuts = range(0, len(example.ids) - 1, max_length - 1)
+        return [Example(example.ids[at : at + max_length], example.counted[at : at + max_length]) for at in cuts]
     if overlength == "truncate":
         cut = Example(example.ids[:max_length], example.counted[:max_length])
         return [cut] if any(cut.counted[1:]) else []

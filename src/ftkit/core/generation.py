@@ -22,7 +22,7 @@ Finish = Literal["stop", "length"]
 BROKEN = "�"
 """What decoders write for bytes that are no whole character (yet)."""
 MOST_ROUNDING = 0.05
-"""A row's logits may differ by this share of their spread between batches: bfloat16 rounds so much, wrong masks more."""
+"""Between batches a row's logits may differ by this share of their spread: bfloat16 rounds so, wrong masks do more."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Writing:
     """One answer while it grows: takes tokens, gives the text that can no longer change.
 
     `next_piece` never gives half a character, nor the beginning of what may become a stop string; pieces joined are
-    the text of the answer.
+    the text of the answer. An empty prompt becomes the token that begins a text.
     """
 
     def __init__(

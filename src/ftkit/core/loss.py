@@ -15,9 +15,13 @@ from ftkit.core.batching import Batch
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum of -log p(counted token | tokens before it), () float32, in nats; divide by batch.counted.numel() for the mean."""
+    """Sum of -log p(counted token | tokens before it), () float32, in nats; divide by batch.counted.numel() for the mean.
+
+    A float64 model gets its loss in float64.
+    """
     logits = counted_logits(model, batch.input_ids, batch.counted)
-    return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, batch.labels, reduction="sum")
 
 
 def counted_logits(model: Any, input_ids: Tensor, counted: Tensor) -> Tensor:

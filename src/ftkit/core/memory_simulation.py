@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftkit.core.adapters import count_parameters, trainable_parameters
 from ftkit.core.caching_allocator import Block, CachingAllocator
-from ftkit.core.cuda_operators import SCRATCH, CudaKernels, cuda_choices, stand_in
+from ftkit.core.cuda_operators import SCRATCH, STAND_INS, CudaKernels, cuda_choices
 from ftkit.core.optimizer_memory import optimizer_memory
 
 
@@ -79,7 +79,7 @@ class MemoryEstimate:
 class SimulatedDevice:
     """The card and the allocator's settings: the kernels it has, what the driver can give (None: no limit)."""
 
-    kernels: CudaKernels = CudaKernels()
+    kernels: CudaKernels = field(default_factory=CudaKernels)
     capacity_bytes: int | None = None
     expandable_segments: bool = False
 
@@ -143,28 +143,30 @@ def run_steps(
 ) -> None:
     """Two optimizer steps: the second one finds the optimizer's states already there.
 
-    Two micro-steps stand for many: from the second on, each finds the gradients of those before.
+    With several micro-steps it also finds gradients, as every micro-step but the first does: one pass each is enough.
     """
     parameters = trainable_parameters(model)
     hooks = [
-        each.register_post_accumulate_grad_hook(lambda p: tracker.retag(p.grad, Part.GRADIENTS)) for each in parameters
+        each.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            lambda p: tracker.retag(p.grad, Part.GRADIENTS)
+        )
+        for each in parameters
     ]
     optimizer = optimizer_memory(optimizer_kind, parameters)
     for number in range(2):
-        for _ in range(1 if number == 0 else min(micro_steps, 2)):
-            tracker.enter(Phase.FORWARD)
-            result = step(model)
-            loss, kept = result if isinstance(result, tuple) else (result, None)
-            tracker.enter(Phase.BACKWARD)
-            loss.backward()
-            del loss, result
+        tracker.enter(Phase.FORWARD)
+        result = step(model)
+        loss, kept = result if isinstance(result, tuple) else (result, None)
+        tracker.enter(Phase.BACKWARD)
+        loss.backward()  # type: ignore[no-untyped-call]
+        del loss, result
         tracker.enter(Phase.OPTIMIZER)
         if number == 0:
             for size in optimizer.shared + [size for sizes in optimizer.per_tensor for size in sizes]:
                 tracker.hold(size, Part.OPTIMIZER)
         tracker.scratch(optimizer.scratch)
         del kept
-        for each in parameters:
+        for each in parameters if micro_steps == 1 else ():
             each.grad = None
     for hook in hooks:
         hook.remove()
@@ -182,11 +184,11 @@ class Peak:
     operator: str = ""
 
 
-class AllocationTracker(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator; mallocs each new storage on meta and frees it when Python lets it go."""
 
     def __init__(self, allocator: CachingAllocator, *, is_padded: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.allocator = allocator
         self.is_padded = is_padded
         self.peak = Peak()
@@ -203,10 +205,10 @@ class AllocationTracker(TorchDispatchMode):
         self._operator = name = str(func)
         is_on_meta = bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
         if is_on_meta and name == "aten._local_scalar_dense.default":
-            return self._scalar(args[0].dtype)
+            return self._answer(args[0].dtype)
         if is_on_meta and name == "aten.equal.default":
             return True
-        replacement = stand_in(name, args) if is_on_meta else None
+        replacement = STAND_INS.get(name) if is_on_meta else None
         if replacement is not None:
             with self:
                 out = replacement(*args, **kwargs)
@@ -277,11 +279,11 @@ class AllocationTracker(TorchDispatchMode):
             before.remove()
             after.remove()
 
-    def _scalar(self, dtype: torch.dtype) -> bool | int | float:
-        """`.item()`: questions to the data are "is there no padding"; a number is at least not zero."""
-        if dtype == torch.bool:
-            return not self.is_padded
-        return 1.0 if dtype.is_floating_point else 1
+    def _answer(self, dtype: torch.dtype) -> bool:
+        """`.item()` of a truth value asks "is there no padding"; of a number, nobody can answer it without data."""
+        if dtype != torch.bool:
+            raise NotImplementedError("its memory depends on values in the data")
+        return not self.is_padded
 
     def _part_now(self) -> Part:
         if self.phase is Phase.LOAD:
@@ -357,7 +359,7 @@ class ModulePlaces:
             self.is_past_head = True
             if args and isinstance(args[0], Tensor) and args[0].requires_grad:
                 self._open_heads += 1
-                args[0].register_hook(self._close_head)
+                args[0].register_hook(self._close_head)  # type: ignore[no-untyped-call]
 
     def end(self, module: nn.Module, args: Any, out: Any) -> None:
         """Hook after each module's forward, also where it was cut short."""

@@ -22,7 +22,8 @@ class Step:
     """One tensor of the base, and what is done to it, in this order.
 
     replaced_by: a whole tensor of the adapter. quantised: name of the layer that training saw quantised (its values
-    become those). pair, scale: the update that is added. transposed: the weight lies as (in, out). dtype: of the result.
+    become those). pair, scale: the update that is added. transposed: the weight lies as (in, out).
+    dtype: of the result, as safetensors names it.
     """
 
     name: str
@@ -46,7 +47,12 @@ class Step:
 
 
 def plan_merge(
-    model: Any, layout: Mapping[str, TensorPlace], adapter: Adapter, *, quantised: Collection[str] = (), dtype: str | None = None
+    model: Any,
+    layout: Mapping[str, TensorPlace],
+    adapter: Adapter,
+    *,
+    quantised: Collection[str] = (),
+    dtype: str | None = None,
 ) -> list[Step]:
     """A step for every tensor of the base's files, by name.
 
@@ -72,7 +78,12 @@ def plan_merge(
         check_shape(layer, layout[name].shape, shape[::-1] if update["transposed"] else shape)
         changes.setdefault(name, {}).update(update)
     return [
-        Step(name, place, dtype if dtype and name in parameters and place.dtype in FLOATS else place.dtype, **changes.get(name, {}))
+        Step(
+            name,
+            place,
+            dtype if dtype and name in parameters and place.dtype in FLOATS else place.dtype,
+            **changes.get(name, {}),
+        )
         for name, place in sorted(layout.items())
     ]
 
@@ -82,7 +93,9 @@ def plan_update(layer: str, pair: Pair, config: Mapping[str, Any], model: Any) -
     module = find_layer(layer, model)
     rank = adapter_rank(config, layer)
     if pair.a.shape[0] != rank:
-        raise UserError(f"the adapter's layer '{layer}' has rank {pair.a.shape[0]}, its config says {rank}", ExitCode.MODEL)
+        raise UserError(
+            f"the adapter's layer '{layer}' has rank {pair.a.shape[0]}, its config says {rank}", ExitCode.MODEL
+        )
     return {"pair": pair, "scale": adapter_scale(config, layer), "transposed": is_transposed(layer, module)}
 
 
@@ -91,7 +104,9 @@ def find_layer(layer: str, model: Any) -> nn.Module:
     try:
         module: nn.Module = model.get_submodule(layer)
     except AttributeError:
-        raise UserError(f"the base has no layer '{layer}', which the adapter changes", ExitCode.MODEL, hint=OTHER_BASE) from None
+        raise UserError(
+            f"the base has no layer '{layer}', which the adapter changes", ExitCode.MODEL, hint=OTHER_BASE
+        ) from None
     return module
 
 
@@ -109,14 +124,19 @@ def owner_of(parameter: str, owners: Mapping[str, list[str]], model: Any) -> str
     tied = tied_with(parameter, model)
     if tied:
         raise UserError(
-            f"the adapter changes '{parameter}', which is one tensor with '{tied}': merged, it would change both", ExitCode.MODEL,
+            f"the adapter changes '{parameter}', which is one tensor with '{tied}': merged, it would change both",
+            ExitCode.MODEL,
             hint="use the adapter unmerged, or train without it: --targets all-linear",
         )  # fmt: skip
     found = owners.get(parameter, [])
     if not found and parameter not in model.state_dict():
         raise UserError(f"the base has no '{parameter}', which the adapter changes", ExitCode.MODEL, hint=OTHER_BASE)
     if len(found) != 1:
-        what = f"is in the base's files twice: {', '.join(found)}" if found else "is not one tensor of the base's files, but made while loading"
+        what = (
+            f"is in the base's files twice: {', '.join(found)}"
+            if found
+            else "is not one tensor of the base's files, but made while loading"
+        )
         raise UserError(f"'{parameter}', which the adapter changes, {what}", ExitCode.MODEL)
     return found[0]
 
@@ -130,7 +150,9 @@ def tied_with(parameter: str, model: Any) -> str | None:
 def check_shape(name: str, expected: tuple[int, ...], given: tuple[int, ...]) -> None:
     """Exit 4 with both shapes where they differ."""
     if expected != given:
-        raise UserError(f"'{name}' is {list(expected)} in the base, {list(given)} in the adapter", ExitCode.MODEL, hint=OTHER_BASE)
+        raise UserError(
+            f"'{name}' is {list(expected)} in the base, {list(given)} in the adapter", ExitCode.MODEL, hint=OTHER_BASE
+        )
 
 
 def total_bytes(steps: list[Step]) -> int:

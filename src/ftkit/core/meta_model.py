@@ -33,7 +33,7 @@ def build_meta_model(
         if quantization is not None:
             quantise(model, quantization, dtype)
     model.requires_grad_(False)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def quantise(model: PreTrainedModel, settings: BitsAndBytesConfig, dtype: torch.dtype) -> None:

@@ -1,7 +1,19 @@
 """Is the merged model what was trained? Base + adapter against merged, by their logits on probe prompts.
 
-Legend: N compared positions, V vocabulary. Both sides compute in float32, so what differs is the rounding of the merged
-weights to their format, and nothing else.
+Both sides compute in float32, so what differs is the rounding of the merged weights to their format, and nothing else.
+The limits were measured on two small language models (260 thousand and 3.4 million parameters; small ones suffer most
+from rounding), with LoRA, NF4 and LLM.int8 runs:
+
+| format | right merges: difference / largest logit | their mean KL | same token |
+|---|---|---|---|
+| fp32 | up to 3e-6 | 1e-11 | 100 % |
+| fp16 | up to 0.002 | 4e-6 | 99.6 % |
+| bf16 | up to 0.05 | 9e-4 | 97.7 % |
+
+Wrong ones (merged onto the unquantised weights, or quantised again) had a KL of 0.08 to 0.5. The limits lie several
+times above what right merges show, and that of KL well below the wrong ones.
+
+Legend: N compared positions, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -59,11 +71,12 @@ class Limits:
 
 
 LIMITS = {
-    "F64": Limits(1e-3, 1e-6, 0.99),
-    "F32": Limits(1e-3, 1e-6, 0.99),
-    "F16": Limits(0.05, 0.005, 0.95),
-    "BF16": Limits(0.25, 0.05, 0.80),
+    "F64": Limits(relative=1e-3, mean_kl=1e-6, agreement=0.99),
+    "F32": Limits(relative=1e-3, mean_kl=1e-6, agreement=0.99),
+    "F16": Limits(relative=0.02, mean_kl=2e-4, agreement=0.97),
+    "BF16": Limits(relative=0.25, mean_kl=0.01, agreement=0.90),
 }
+"""By the coarsest format among the changed tensors, as safetensors names it."""
 
 
 @torch.no_grad()
@@ -93,9 +106,14 @@ def broken_limits(found: Difference, limits: Limits) -> list[str]:
     """What is beyond its limit, in words; NaN is beyond every limit."""
     broken = []
     if not found.relative <= limits.relative:
-        broken.append(f"a logit differs by {found.largest_difference:.3g} (limit {limits.relative * found.largest_logit:.3g})")
+        broken.append(
+            f"a logit differs by {found.largest_difference:.3g} (limit {limits.relative * found.largest_logit:.3g})"
+        )
     if not found.mean_kl <= limits.mean_kl:
         broken.append(f"mean KL is {found.mean_kl:.3g} (limit {limits.mean_kl:.3g})")
-    if not found.agreement >= limits.agreement:
-        broken.append(f"the likeliest token is the same at {found.agreement:.1%} of positions (limit {limits.agreement:.0%})")
+    allowed = (1 - limits.agreement) * found.positions + 1  # one position more: a tie may fall either way
+    if not found.positions * (1 - found.agreement) <= allowed:
+        broken.append(
+            f"the likeliest token is the same at {found.agreement:.1%} of positions (limit {limits.agreement:.0%})"
+        )
     return broken

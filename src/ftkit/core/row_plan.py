@@ -2,9 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from ftkit.core.columns import Choice, Pattern, Wanted, choose_columns, fill_fields, is_filled, parse_maps
+from ftkit.core.columns import (
+    Choice,
+    NoAnswer,
+    Pattern,
+    Wanted,
+    choose_columns,
+    fill_fields,
+    is_filled,
+    other_shape,
+    parse_maps,
+)
 from ftkit.core.conversations import calls_tool, to_messages
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.records import Kind, check_messages, check_row
@@ -49,9 +60,11 @@ def make_plan(beginning: Beginning, template: Template | None, maps: Sequence[st
         return plan_known_rows(beginning)
     if template.kind == "chat":
         mapped = parse_maps(maps, CHAT_FIELDS, template.name)
-        turns = mapped.get("messages") or next((name for name in ("messages", "conversations") if name in columns), None)
+        turns = mapped.get("messages") or next(
+            (name for name in ("messages", "conversations") if name in columns), None
+        )
         if turns is not None and not (mapped.keys() - {"messages"}):
-            return plan_messages(turns, template, columns)
+            return plan_messages(turns, template, beginning)
         return plan_single_turns(beginning, template, mapped)
     refuse_rendered(beginning, template)
     wanted = Wanted(template.name, template.required, template.optional, template.typed)
@@ -66,7 +79,9 @@ def refuse_preferences(beginning: Beginning) -> None:
     if ("chosen" in columns and "rejected" in columns) or holds_labels:
         keys = "'label' (true or false)" if holds_labels else "'chosen' and 'rejected'"
         raise UserError(
-            f"{beginning.since}: preference rows ({keys}) are not supported yet", ExitCode.DATA, hint="keep the good answers only, under 'completion' or 'messages'"
+            f"{beginning.since}: preference rows ({keys}) are not supported yet",
+            ExitCode.DATA,
+            hint="keep the good answers only, under 'completion' or 'messages'",
         )
 
 
@@ -75,7 +90,8 @@ def refuse_rendered(beginning: Beginning, template: Template) -> None:
     before = beginning.sample[0].get("template") if beginning.sample else None
     if isinstance(before, str) and "@" in before and "completion" in beginning.columns:
         raise UserError(
-            f"{beginning.since}: the rows already went through template {before}; {template.name} would wrap them twice",
+            f"{beginning.since}: the rows already went through template {before}; "
+            f"{template.name} would wrap them twice",
             ExitCode.DATA,
             hint="leave out --template, or start from the table that they were made of",
         )
@@ -83,14 +99,14 @@ def refuse_rendered(beginning: Beginning, template: Template) -> None:
 
 def plan_known_rows(beginning: Beginning) -> Plan | None:
     """Rows that already are training rows stay as they are; None if these are not."""
-    columns = beginning.columns
+    columns = list(beginning.sample[0])
     for keys, kind in KNOWN_ROWS:
         others = [name for name in columns if name not in (*keys, *CARRIED)]
         if not all(key in columns for key in keys) or (kind == "text" and others):
             continue  # text beside other columns may be any of them: a template should say
         if kind == "messages":
-            return plan_messages(keys[0], None, columns)
-        return Plan(kind, lambda values, where, keys=keys: known_row(values, keys, where), note_others(beginning.name, others))  # type: ignore[misc]
+            return plan_messages(keys[0], None, beginning)
+        return Plan(kind, partial(known_row, keys, beginning.since), note_others(beginning.name, others))
     return None
 
 
@@ -107,18 +123,26 @@ def note_others(name: str, others: Sequence[str]) -> tuple[str, ...]:
     return (f"{name}: left out: {', '.join(others)}",) if others else ()
 
 
-def known_row(values: Mapping[str, Any], keys: Sequence[str], where: str) -> Row:
+def known_row(keys: Sequence[str], since: str, values: Mapping[str, Any], where: str) -> Row:
     """A training row with its known keys, in a fixed order."""
+    for key in keys:
+        if key not in values:
+            raise other_shape(values, key, key, since, where)
     row = {key: values[key] for key in (*keys, *CARRIED) if key in values}
+    answer = row.get(keys[-1])
+    if isinstance(answer, str) and not answer.strip():
+        raise NoAnswer(where, keys[-1], "no answer, nothing to learn")
     check_row(row, where)
     return row
 
 
-def plan_messages(turns: str, template: Template | None, columns: Sequence[str]) -> Plan:
+def plan_messages(turns: str, template: Template | None, beginning: Beginning) -> Plan:
     """Conversations: `messages` as they are, ShareGPT's turns renamed; a tools column is kept beside them."""
 
     def make(values: Mapping[str, Any], where: str) -> Row:
-        messages = values.get(turns)
+        if turns not in values:
+            raise other_shape(values, turns, "messages", beginning.since, where)
+        messages = values[turns]
         if turns == "conversations" or holds_speakers(messages):
             messages = to_messages(messages, values.get("system"), where)
         refuse_tool_calls(messages, where)
@@ -168,7 +192,11 @@ def plan_template(template: Template, wanted: Wanted, choice: Choice, beginning:
         fields = fill_fields(values, choice, wanted, where)
         try:
             completion = template.render_completion(fields)
-            row = {"text": completion} if template.prompt is None else {"prompt": template.render_prompt(fields), "completion": completion}
+            row = (
+                {"text": completion}
+                if template.prompt is None
+                else {"prompt": template.render_prompt(fields), "completion": completion}
+            )
         except UserError as error:
             raise UserError(f"{where}: {error.message}", error.exit_code, hint=error.hint) from None
         check_row(row, where)
@@ -187,18 +215,30 @@ def carry(row: Row, template: Template, pattern: str | None) -> Row:
 
 def choose(beginning: Beginning, wanted: Wanted, mapped: Mapping[str, str]) -> Choice:
     """The columns for the fields, for rows from this beginning on."""
-    return replace(choose_columns(wanted, beginning.columns, beginning.sample, mapped, beginning.name), since=beginning.since)
+    return replace(
+        choose_columns(wanted, beginning.columns, beginning.sample, mapped, beginning.name), since=beginning.since
+    )
 
 
 def notes_on(choice: Choice, beginning: Beginning) -> tuple[str, ...]:
     """What to say of a choice: nothing where fields were named or are called as the template calls them."""
     renamed = {name: source for name, source in choice.sources.items() if isinstance(source, str) and source != name}
     if not choice.inferred:
-        return (f"{beginning.name}: {', '.join(f'{name} is {source}' for name, source in renamed.items())}",) if renamed else ()
-    lines = [f"{beginning.name}: no columns are called {' or '.join(sorted(choice.inferred))}; chosen by their first {len(beginning.sample)} rows:"]
+        return (
+            (f"{beginning.name}: {', '.join(f'{name} is {source}' for name, source in renamed.items())}",)
+            if renamed
+            else ()
+        )
+    lines = [
+        f"{beginning.name}: no columns are called {' or '.join(sorted(choice.inferred))}; "
+        f"chosen by their first {len(beginning.sample)} rows:"
+    ]
     for name, source in choice.sources.items():
-        lines.append(f'  {name} = {source}' if isinstance(source, str) else f'  {name} = "{source.text}"')
+        lines.append(f"  {name} = {source}" if isinstance(source, str) else f'  {name} = "{source.text}"')
     lines += [f"  left out: {name} ({why})" for name, why in choice.left_out.items()]
     column = next(name for name in beginning.columns if name not in choice.left_out)
-    ways = {name: f'"... {{{column}}} ..."' if isinstance(source, Pattern) else "COLUMN" for name, source in choice.sources.items()}
+    ways = {
+        name: f'"... {{{column}}} ..."' if isinstance(source, Pattern) else "COLUMN"
+        for name, source in choice.sources.items()
+    }
     return (*lines, f"  to choose otherwise: {' '.join(f'--map {name}={way}' for name, way in ways.items())}")

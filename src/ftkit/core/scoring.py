@@ -1,6 +1,6 @@
 """Predictions -> scores: what each generated answer is worth, and what the rows are worth together.
 
-Scores of a row lie between 0 and 1, higher is better; loss, perplexity and bits per byte are better when lower.
+Scores of a row lie between 0 and 1, higher is better. Loss, perplexity and bits per byte are better when lower.
 """
 
 import math
@@ -10,65 +10,75 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 from ftkit.core.columns import PLACEHOLDER
+from ftkit.core.likelihood import Likelihood
 
-LOWER_IS_BETTER = ("loss", "perplexity", "bits per byte")
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+FIELD = "field."
+"""Scores of single fields are called `field.product`."""
+SHOWN_IN_ORDER = ("exact_match", "f1", "rouge", "field_accuracy", FIELD, "stopped")
 LATIN = re.compile("[A-Za-z]")
-FIELD = "field "
-"""Scores of single fields are called `field product`."""
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """How likely the model finds a row's answer: its negative log likelihood in nats, its tokens, its UTF-8 bytes."""
-
-    nats: float
-    tokens: int
-    bytes: int
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.tokens
 
 
 @dataclass(frozen=True)
 class RowScore:
-    """All that is known of one row for one model; the answer's part is absent for plain text."""
+    """All that is known of one row for one model; rows of plain text have no answer."""
 
     likelihood: Likelihood
+    bytes: int
+    """UTF-8 bytes of the text that the likelihood is about."""
     prediction: str | None = None
     finish: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
 
-    def value(self, metric: str) -> float | None:
-        """The row's part in a metric; None where it has none."""
+    def parts(self, metric: str) -> tuple[float, float] | None:
+        """(sum, what it is divided by) of the row in a metric; None where it has no part in it.
+
+        Nats over tokens, bits over bytes, a score over 1.
+        """
         if metric in ("loss", "perplexity"):
-            return self.likelihood.loss
-        if metric == "bits per byte":
-            return self.likelihood.nats / math.log(2) / max(1, self.likelihood.bytes)
-        return self.scores.get(metric)
+            return self.likelihood.nats, self.likelihood.tokens
+        if metric == "bits_per_byte":
+            return self.likelihood.nats / math.log(2), max(1, self.bytes)
+        return (self.scores[metric], 1.0) if metric in self.scores else None
 
 
-def score_answer(prediction: str, reference: str, finish: str, fields: Mapping[str, str], *, rouge: bool) -> dict[str, float]:
+def metrics_of(rows: Sequence[RowScore]) -> list[str]:
+    """The metrics that any of these rows has, in the order in which they are shown."""
+    found = dict.fromkeys(name for row in rows for name in row.scores)
+    return [
+        *LOWER_IS_BETTER,
+        *sorted(found, key=lambda name: [name.startswith(start) for start in SHOWN_IN_ORDER].index(True)),
+    ]
+
+
+def total(rows: Sequence[RowScore], metric: str) -> float:
+    """The metric over all rows that have a part in it: the ratio of their sums; perplexity is exp(nats per token)."""
+    parts = [part for row in rows if (part := row.parts(metric)) is not None]
+    ratio = sum(part[0] for part in parts) / sum(part[1] for part in parts)
+    return math.exp(min(ratio, 700.0)) if metric == "perplexity" else ratio
+
+
+def score_answer(
+    prediction: str, reference: str, *, stopped: bool, fields: Mapping[str, str], rouge: bool
+) -> dict[str, float]:
     """The scores of one generated answer; `fields` are the values that its instruction names."""
-    scores = {"exact match": float(prediction.strip() == reference.strip()), "token F1": token_f1(prediction, reference)}
+    scores = {"exact_match": float(prediction.strip() == reference.strip()), "f1": token_f1(prediction, reference)}
     if rouge:
         scores |= rouge_scores(prediction, reference)
     named = field_scores(prediction, reference, fields)
     if named:
-        scores["field accuracy"] = sum(named.values()) / len(named)
+        scores["field_accuracy"] = sum(named.values()) / len(named)
         scores |= {FIELD + name: score for name, score in named.items()}
-    return scores | {"stopped": float(finish == "stop")}
+    return scores | {"stopped": float(stopped)}
 
 
 def token_f1(prediction: str, reference: str) -> float:
     """Harmonic mean of precision and recall of the words in common.
 
-    Rajpurkar et al., SQuAD, arXiv:1606.05250, section 6.1; as its evaluation script of version 2 has it for no words.
+    Rajpurkar et al., SQuAD, arXiv:1606.05250, section 6.1; without words as in the evaluation script of version 2.
     """
     ours, theirs = normal_words(prediction), normal_words(reference)
     if not ours or not theirs:
@@ -84,9 +94,9 @@ def normal_words(text: str) -> list[str]:
 
 
 def rouge_scores(prediction: str, reference: str) -> dict[str, float]:
-    """F measures of ROUGE-1 and ROUGE-L (Lin 2004), by the rouge-score library, without stemming."""
+    """F measures of ROUGE-1 and ROUGE-L (Lin, ROUGE, ACL 2004), by the rouge-score library, without stemming."""
     scored = rouge_scorer().score(target=reference, prediction=prediction)
-    return {"ROUGE-1": scored["rouge1"].fmeasure, "ROUGE-L": scored["rougeL"].fmeasure}
+    return {"rouge1": float(scored["rouge1"].fmeasure), "rougeL": float(scored["rougeL"].fmeasure)}
 
 
 @cache
@@ -98,12 +108,12 @@ def rouge_scorer() -> Any:
 
 
 def rouge_can_read(references: Sequence[str]) -> bool:
-    """True if the references have Latin letters: rouge-score's words are made of those and of digits only."""
+    """True if the references have Latin letters: rouge-score makes words of those and of digits only."""
     return any(LATIN.search(reference) for reference in references)
 
 
 def field_scores(prediction: str, reference: str, fields: Mapping[str, str]) -> dict[str, float]:
-    """For each field whose value the reference answer contains: does the prediction contain it too (any case)?"""
+    """For each field whose value the reference contains, in any case: does the prediction contain it too?"""
     ours, theirs = prediction.casefold(), reference.casefold()
     wanted = {name: value.strip().casefold() for name, value in fields.items()}
     return {name: float(value in ours) for name, value in wanted.items() if value and value in theirs}
@@ -121,7 +131,7 @@ def read_fields(pattern: str, instruction: str) -> dict[str, str]:
 
 @cache
 def pattern_expression(pattern: str) -> tuple[list[str], re.Pattern[str]]:
-    """(names of a pattern's fields, expression that matches what it fills to, one group a field)."""
+    """(names of a pattern's fields, expression for what it fills to, one group a field)."""
     names, expression, end = [], "", 0
     for found in PLACEHOLDER.finditer(pattern):
         expression += re.escape(pattern[end : found.start()])
@@ -132,13 +142,3 @@ def pattern_expression(pattern: str) -> tuple[list[str], re.Pattern[str]]:
             names.append(found[1])
             expression += "(.*?)"
     return names, re.compile(expression + re.escape(pattern[end:]), re.DOTALL)
-
-
-def metrics_of(rows: Sequence[RowScore]) -> list[str]:
-    """The metrics that these rows have, in the order in which they are shown."""
-    found = dict.fromkeys(name for row in rows for name in row.scores)
-    bare = [name for name in found if not name.startswith(FIELD) and name != "stopped"]
-    fields = [name for name in found if name.startswith(FIELD) and name != "field accuracy"]
-    together = [name for name in bare if name != "field accuracy"]
-    accuracy = ["field accuracy"] * ("field accuracy" in found)
-    return [*LOWER_IS_BETTER, *together, *accuracy, *fields, *["stopped"] * ("stopped" in found)]

@@ -70,4 +70,6 @@ def parse_share(number: str, text: str) -> float:
 
 def wrong_split(text: str, reason: str) -> UserError:
     """The error for a --split that cannot be used."""
-    return UserError(f"--split {text}: {reason}", ExitCode.USAGE, hint="for example --split train=0.9,valid=0.1 -o FOLDER")
+    return UserError(
+        f"--split {text}: {reason}", ExitCode.USAGE, hint="for example --split train=0.9,valid=0.1 -o FOLDER"
+    )

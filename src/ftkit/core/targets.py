@@ -6,12 +6,16 @@ from ftkit.errors import ExitCode, UserError, did_you_mean
 
 KEYWORDS = ("all-linear", "attention", "mlp")
 ATTENTION_WORDS = ("attn", "attention")
-LINEAR_CLASSES = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear layer by its full name, the output head included."""
-    return {name: module for name, module in model.named_modules() if type(module).__name__ in LINEAR_CLASSES}
+    return {name: module for name, module in model.named_modules() if is_linear(module)}
+
+
+def is_linear(module: nn.Module) -> bool:
+    """What PEFT takes for linear: torch's layer, what inherits from it (bitsandbytes', Falcon's), and GPT-2's Conv1D."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def output_head_name(model: nn.Module) -> str | None:

@@ -9,12 +9,16 @@ from ftkit.io.card import Card, write_card
 
 
 def save_adapter(path: Path, model: Any, tokenizer: Any, card: Card) -> None:
-    """A PEFT adapter; base_model_name_or_path is the base's id or absolute folder, so that PEFT finds it."""
+    """A PEFT adapter; base_model_name_or_path is the base's id or absolute folder, so that PEFT finds it.
+
+    Only adapter weights: left to itself, PEFT adds the base's embeddings where the output head has an adapter.
+    """
     with atomic_folder(path) as folder, console.quiet_libraries():
         for config in model.peft_config.values():
             config.base_model_name_or_path = card.base_location
             config.revision = card.base_revision
-        model.save_pretrained(str(folder), safe_serialization=True)
+            config.target_modules = sorted(config.target_modules)  # PEFT holds a set, in another order each time
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         finish(folder, tokenizer, card, "adapter")
 
 

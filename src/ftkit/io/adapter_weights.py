@@ -69,7 +69,7 @@ def open_adapter_weights(folder: Path) -> Adapter:
 
 
 def is_saved_whole(name: str, config: dict[str, Any]) -> bool:
-    """True for a tensor of `modules_to_save`, or the weight below an adapted embedding or head, which PEFT saves along."""
+    """True for a tensor of `modules_to_save`, or the weight of an adapted embedding or head, which PEFT saves along."""
     modules = config.get("modules_to_save") or ()
     return ".base_layer." in name or any(f".{module}." in f".{name}" for module in modules)
 
@@ -88,17 +88,26 @@ def refuse_unmerged(folder: Path, config: dict[str, Any]) -> None:
 
 def unmerged(folder: Path, what: str) -> UserError:
     """The refusal of one kind of adapter."""
-    return UserError(f"{folder}: ftkit does not merge {what}", ExitCode.MODEL, hint="merge it with PEFT: model.merge_and_unload()")
+    return UserError(
+        f"{folder}: ftkit does not merge {what}", ExitCode.MODEL, hint="merge it with PEFT: model.merge_and_unload()"
+    )
 
 
 def whole_pair(folder: Path, layer: str, parts: dict[str, TensorPlace]) -> Pair:
     """Both factors of a layer, of one rank."""
     if len(parts) < 2:
         missing = "B" if "a" in parts else "A"
-        raise UserError(f"{folder / WEIGHTS}: layer '{layer}' has no lora_{missing}", ExitCode.MODEL, hint="the file is damaged")
+        raise UserError(
+            f"{folder / WEIGHTS}: layer '{layer}' has no lora_{missing}", ExitCode.MODEL, hint="the file is damaged"
+        )
     pair = Pair(parts["a"], parts["b"])
     if len(pair.a.shape) != 2 or len(pair.b.shape) != 2:
-        raise UserError(f"{folder}: ftkit does not merge LoRA on '{layer}': its factors are no matrices", ExitCode.MODEL)
+        raise UserError(
+            f"{folder}: ftkit does not merge LoRA on '{layer}': its factors are no matrices", ExitCode.MODEL
+        )
     if pair.a.shape[0] != pair.b.shape[1]:
-        raise UserError(f"{folder / WEIGHTS}: layer '{layer}': A has rank {pair.a.shape[0]}, B has {pair.b.shape[1]}", ExitCode.MODEL)
+        raise UserError(
+            f"{folder / WEIGHTS}: layer '{layer}': A has rank {pair.a.shape[0]}, B has {pair.b.shape[1]}",
+            ExitCode.MODEL,
+        )
     return pair

@@ -101,7 +101,9 @@ def record_of(element: bytes, line: int, name: str) -> Record | Fault:
     """A JSON object as a record; anything else as a fault."""
     try:
         return Record(line, parse_row(element, f"{name}:{line}"))
-    except UserError as error:
+    except UserError as bad:
+        hint = bad.hint or "mend it, or leave such rows out: --on-error skip"
+        error = UserError(bad.message, bad.exit_code, hint=hint)
         return Fault(line, error, element.decode("utf-8", "replace"))
 
 
@@ -112,5 +114,6 @@ def refuse_spread_object(name: str, beginning: str) -> None:
         raise UserError(
             f"{name}:1: one JSON object over several lines, not a list of records",
             ExitCode.DATA,
-            hint=f"prep reads [{{...}}, {{...}}] or one object per line; to take the list under a key: jq -c '.KEY[]' {name} | ftkit prep -",
+            hint="prep reads [{...}, {...}] or one object per line; "
+            f"to take the list under a key: jq -c '.KEY[]' {name} | ftkit prep -",
         )

@@ -80,7 +80,11 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise explain(line, where, error) from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object", ExitCode.DATA, hint='each line should be one object: {"prompt": "...", "completion": "..."}')
+        raise UserError(
+            f"{where}: not a JSON object",
+            ExitCode.DATA,
+            hint='each line should be one object: {"prompt": "...", "completion": "..."}',
+        )
     check_what_parsers_pass_over(row, line, where)
     return row
 
@@ -129,13 +133,17 @@ def parse_exactly(line: bytes, where: str) -> None:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise UserError(f"{where}: key '{key}' stands twice in one object", ExitCode.DATA, hint="keep one of them")
+                raise UserError(
+                    f"{where}: key '{key}' stands twice in one object", ExitCode.DATA, hint="keep one of them"
+                )
             seen[key] = value
         return seen
 
     def refuse_large(digits: str) -> int:
         if len(digits) > 20 or not -LARGEST_INTEGER // 2 <= int(digits) < LARGEST_INTEGER:
-            raise UserError(f"{where}: {digits[:30]} does not fit in 64 bits", ExitCode.DATA, hint="write it as text, in quotes")
+            raise UserError(
+                f"{where}: {digits[:30]} does not fit in 64 bits", ExitCode.DATA, hint="write it as text, in quotes"
+            )
         return int(digits)
 
     json.loads(line, object_pairs_hook=refuse_duplicates, parse_int=refuse_large)
@@ -144,18 +152,32 @@ def parse_exactly(line: bytes, where: str) -> None:
 def explain(line: bytes, where: str, error: orjson.JSONDecodeError) -> UserError:
     """What is wrong with a line that is not JSON, in words, with its column."""
     if b"\x00" in line:
-        return UserError(f"{where}: holds a NUL byte", ExitCode.DATA, hint="is this a text file? ftkit prep reads UTF-16 with --encoding")
+        return UserError(
+            f"{where}: holds a NUL byte",
+            ExitCode.DATA,
+            hint="is this a text file? ftkit prep reads UTF-16 with --encoding",
+        )
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as bad:
         hint = "ftkit prep FILE --encoding latin-1 (or what it is), or --on-error skip"
         return UserError(f"{where}: not UTF-8 at byte {bad.start + 1} of the line", ExitCode.DATA, hint=hint)
     if not line.endswith(b"\n") and is_cut_off(text):
-        return UserError(f"{where}: ends inside a JSON value (file cut off?)", ExitCode.DATA, hint="get the file again, or remove its last line")
+        return UserError(
+            f"{where}: ends inside a JSON value (file cut off?)",
+            ExitCode.DATA,
+            hint="get the file again, or remove its last line",
+        )
     if text.lstrip().startswith("[") and not text.rstrip().endswith("]"):
-        return UserError(f"{where}: a JSON array, not JSONL", ExitCode.DATA, hint="ftkit prep reads it: ftkit prep FILE > rows.jsonl")
-    place = f"{where}:{error.colno}" if error.lineno == 1 else f"{where}: line {error.lineno} of the record, column {error.colno}"
-    return UserError(f"{place}: not JSON: {reason_of(error, text)}", ExitCode.DATA, hint="mend the line, or leave it out: ftkit prep FILE --on-error skip")
+        return UserError(
+            f"{where}: a JSON array, not JSONL", ExitCode.DATA, hint="ftkit prep reads it: ftkit prep FILE > rows.jsonl"
+        )
+    place = (
+        f"{where}:{error.colno}"
+        if error.lineno == 1
+        else f"{where}: line {error.lineno} of the record, column {error.colno}"
+    )
+    return UserError(f"{place}: not JSON: {reason_of(error, text)}", ExitCode.DATA)
 
 
 def reason_of(error: orjson.JSONDecodeError, text: str) -> str:

@@ -1,4 +1,4 @@
-"""A model folder beside its weights: the base's files on this disk, and what is copied, changed and written for a new one."""
+"""A model folder but for its weights: where the base's files are, and what a new folder copies and changes of them."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import Base
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 KEPT = ("generation_config.json", "LICENSE*", "NOTICE*")
 CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -29,11 +29,15 @@ def local_folder(base: Base) -> Path:
             return Path(snapshot_download(base.location, revision=base.revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["?"])[0][:200]
-        raise UserError(f"{base.name}: cannot be fetched: {reason}", ExitCode.MODEL, hint="hf download fetches a model into the cache") from None
+        raise UserError(
+            f"{base.name}: cannot be fetched: {reason}",
+            ExitCode.MODEL,
+            hint="hf download fetches a model into the cache",
+        ) from None
 
 
 def copy_beside(base: Path, adapter: Path, folder: Path) -> None:
-    """Generation settings and licence of the base; the tokenizer and chat template that training stored, else the base's."""
+    """Generation settings and licence of the base; tokenizer and chat template of the adapter, else of the base."""
     owner = adapter if (adapter / "tokenizer_config.json").is_file() else base
     for source, patterns in ((base, KEPT), (owner, TOKENIZER_FILES)):
         for file in (found for pattern in patterns for found in sorted(source.glob(pattern)) if found.is_file()):
@@ -46,9 +50,6 @@ def write_config(base: Path, folder: Path, dtype: str, *, converted: bool) -> No
     converted: parts of the model that name a format of their own (text_config) get the new one too.
     """
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        raise UserError(f"{base}: the base is quantised on disk; ftkit merges onto 16- or 32-bit files", ExitCode.MODEL,
-                        hint="merge onto the model that it was quantised from")  # fmt: skip
     config.pop("torch_dtype", None)  # the older name
     config["dtype"] = CONFIG_DTYPES[dtype]
     for part in config.values():
@@ -64,4 +65,8 @@ def require_space(path: Path, needed_bytes: int) -> None:
     place = next(parent for parent in path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
-        raise UserError(f"{place}: {free / 1e9:.1f} GB free, the merged model needs {needed_bytes / 1e9:.1f} GB", ExitCode.IO, hint="give -o on another disk")
+        raise UserError(
+            f"{place}: {free / 1e9:.1f} GB free, the merged model needs {needed_bytes / 1e9:.1f} GB",
+            ExitCode.IO,
+            hint="give -o on another disk",
+        )

@@ -19,7 +19,9 @@ def quantization_config(method: str, compute: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if method == "qlora":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        )
     if method == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return None
@@ -50,19 +52,27 @@ def plain_name(name: str) -> str:
 
 def quantized_fingerprints(model: nn.Module) -> dict[str, str]:
     """sha256 of each quantised weight with its scales, by layer name: what merge compares its own quantisation with."""
-    return {name: fingerprint(module.weight) for name, module in quantized_layers(model)}
+    return {name: fingerprint(module.weight, moved_scales(module)) for name, module in quantized_layers(model)}
 
 
-def fingerprint(weight: Any) -> str:
-    """sha256 of a quantised weight: packed values, then scales; double quantisation's second scales and offset too."""
-    return hash_tensors(quantized_parts(weight))
+def moved_scales(layer: Any) -> Tensor | None:
+    """The scales of an int8 layer that has run: its first pass takes them from the weight into the layer's state."""
+    return getattr(getattr(layer, "state", None), "SCB", None)
 
 
-def quantized_parts(weight: Any) -> list[Tensor]:
+def fingerprint(weight: Any, scales: Tensor | None = None) -> str:
+    """sha256 of a quantised weight: packed values, then scales; double quantisation's second scales and offset too.
+
+    scales: those of an int8 weight, where its layer keeps them.
+    """
+    return hash_tensors(quantized_parts(weight, scales))
+
+
+def quantized_parts(weight: Any, scales: Tensor | None = None) -> list[Tensor]:
     """The tensors that together are a quantised weight, in a fixed order."""
     state = getattr(weight, "quant_state", None)
     if state is None:  # LLM.int8(): int8 values and one scale for each row
-        return [weight.data, weight.SCB]
+        return [weight.data, weight.SCB if scales is None else scales]
     parts = [weight.data, state.absmax]
     if state.nested:
         parts += [state.offset.reshape(1), state.state2.absmax]
@@ -100,8 +110,8 @@ def quantize_weight(weight: Tensor, method: str, dtype: torch.dtype, device: str
 def dequantize_weight(weight: Any, scales: Tensor | None = None) -> Tensor:
     """The values (out, in) that a quantised weight stands for, on the CPU.
 
-    4 bits: in the format that it was quantised from, as the layer computes with them. int8: float32, value * scale / 127;
-    scales: where the layer keeps them, once it has run.
+    4 bits: in the format that it was quantised from, as the layer computes with them. int8: float32,
+    value * scale / 127; scales: where the layer keeps them, once it has run.
     """
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 

@@ -53,7 +53,11 @@ def weight_files(folder: Path) -> list[Path]:
             if Path(name).name != name:
                 raise UserError(f"{index}: path {name!r} leaves the folder", ExitCode.MODEL)
             if not (folder / name).is_file():
-                raise UserError(f"{folder / name}: missing, though {INDEX} lists it", ExitCode.MODEL, hint="download the model again")
+                raise UserError(
+                    f"{folder / name}: missing, though {INDEX} lists it",
+                    ExitCode.MODEL,
+                    hint="download the model again",
+                )
         return [folder / name for name in names]
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -65,7 +69,9 @@ def missing_weights(folder: Path) -> UserError:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         convert = "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors, on a machine you may lose"
-        return UserError(f"{folder}: has only pickled weights ({pickles[0]}), which can run code", ExitCode.MODEL, hint=convert)
+        return UserError(
+            f"{folder}: has only pickled weights ({pickles[0]}), which can run code", ExitCode.MODEL, hint=convert
+        )
     return UserError(f"{folder}: has no {SINGLE}", ExitCode.MODEL, hint="download the whole model")
 
 
@@ -90,10 +96,14 @@ def read_header(path: Path) -> dict[str, TensorPlace]:
             raise UserError(f"{path}: {foreign}", ExitCode.MODEL, hint="download the file again")
         length = struct.unpack("<Q", head)[0]
         if length > min(size - 8, LONGEST_HEADER_BYTES):
-            raise UserError(f"{path}: its header should be {length:,} bytes, the file has {size:,} (cut off?)", ExitCode.MODEL)
+            raise UserError(
+                f"{path}: its header should be {length:,} bytes, the file has {size:,} (cut off?)", ExitCode.MODEL
+            )
         file.seek(8)
         header = parse_header(file.read(length), path)
-    layout = {name: tensor_place(path, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
+    layout = {
+        name: tensor_place(path, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"
+    }
     check_coverage(path, layout, 8 + length, size)
     return layout
 
@@ -102,6 +112,8 @@ def foreign_content(start: bytes, size: int) -> str | None:
     """What a file is that is no safetensors file, in words."""
     if size < 8:
         return f"{size} bytes, too short for safetensors"
+    if start[8:9] == b"{":  # a header: its length in front may begin with any byte, also with those of a pickle
+        return None
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights (run git lfs pull)"
     if start.lstrip()[:1] == b"<":
@@ -136,11 +148,15 @@ def tensor_place(path: Path, name: str, entry: object, data_start: int) -> Tenso
     """One header entry, checked: dtype known, bytes = product of the shape times the value's size."""
     try:
         dtype, shape, (start, end) = str(entry["dtype"]), tuple(map(int, entry["shape"])), entry["data_offsets"]  # type: ignore[index]
-        right = dtype in BYTES_PER_VALUE and 0 <= start <= end and math.prod(shape) * BYTES_PER_VALUE[dtype] == end - start
+        right = (
+            dtype in BYTES_PER_VALUE and 0 <= start <= end and math.prod(shape) * BYTES_PER_VALUE[dtype] == end - start
+        )
     except (TypeError, KeyError, ValueError):
         right = False
     if not right:
-        raise UserError(f"{path}: tensor '{name}' has a wrong entry in the header", ExitCode.MODEL, hint="download the file again")
+        raise UserError(
+            f"{path}: tensor '{name}' has a wrong entry in the header", ExitCode.MODEL, hint="download the file again"
+        )
     return TensorPlace(path, dtype, shape, data_start + start, data_start + end)
 
 
@@ -153,7 +169,11 @@ def check_coverage(path: Path, layout: dict[str, TensorPlace], data_start: int, 
             raise UserError(f"{path}: tensor '{name}' {fault}", ExitCode.MODEL)
         at = place.end
     if at != size:
-        raise UserError(f"{path}: {size:,} bytes, its tensors end at {at:,} (cut off?)", ExitCode.MODEL, hint="download the file again")
+        raise UserError(
+            f"{path}: {size:,} bytes, its tensors end at {at:,} (cut off?)",
+            ExitCode.MODEL,
+            hint="download the file again",
+        )
 
 
 @dataclass(frozen=True)
@@ -235,11 +255,15 @@ def shard_names(count: int) -> list[str]:
 
 
 def encode_header(tensors: Sequence[NewTensor]) -> bytes:
-    """Length and header of a file that holds these tensors in this order, padded so that the data is aligned to 8 bytes."""
+    """Length and header of a file with these tensors in this order; padded, so that data begins at a multiple of 8."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for tensor in tensors:
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
         at += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

@@ -16,6 +16,8 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 BY_SUFFIX = {".tsv": "\t", ".tab": "\t", ".psv": "|", ".ssv": ";", ".csv": ","}
 SPELLINGS = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 LOOKED_AT_ROWS = 100
+FITS = 0.5
+"""A delimiter is a candidate if at least this share of the first rows has as many values as the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def read_table(text: TextInput, delimiter: str, max_field_chars: int) -> Iterato
             if header is None or not fault.is_local:
                 raise fault.error from None
             records += 1
-            yield Fault(start, fault.error, "".join(lines.kept))
+            yield Fault(start, fault.error, printable(lines.kept))
             continue
         if not cells or (len(cells) == 1 and not cells[0].strip()):
             continue  # a blank line
@@ -84,15 +86,28 @@ def read_table(text: TextInput, delimiter: str, max_field_chars: int) -> Iterato
             header = check_header(cells, f"{text.name}:{start}")
             continue
         records += 1
-        problem = problem or ragged(cells, header, f"{text.name}:{start}")
-        yield Fault(start, problem, "".join(lines.kept)) if problem else Record(start, dict(zip(header, cells, strict=True)))
+        problem = problem or ragged(cells, header, f"{text.name}:{start}", is_first=records == 1)
+        yield (
+            Fault(start, problem, printable(lines.kept))
+            if problem
+            else Record(start, dict(zip(header, cells, strict=True)))
+        )
     if records == 0:
-        raise UserError(f"{text.name}: {'header but no rows' if header else '0 rows'}", ExitCode.DATA, hint="a table is a line of column names and rows below it")
+        raise UserError(
+            f"{text.name}: {'header but no rows' if header else '0 rows'}",
+            ExitCode.DATA,
+            hint="a table is a line of column names and rows below it",
+        )
+
+
+def printable(lines: list[str]) -> str:
+    """The lines of a record with bytes that are no text written as \\x.."""
+    return "".join(lines).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def check_header(cells: list[str], where: str) -> list[str]:
     """Column names without the space around them; a nameless column is called by its number, names stand once."""
-    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
+    names = [cell.strip() or nameless(number) for number, cell in enumerate(cells, 1)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(
@@ -103,20 +118,24 @@ def check_header(cells: list[str], where: str) -> list[str]:
     return names
 
 
-def is_nameless(name: str) -> bool:
-    """True for the name that `check_header` gives a column without one."""
-    return name.startswith("column ") and name[7:].isdigit()
+def nameless(number: int) -> str:
+    """What a column without a name is called."""
+    return f"column {number}"
 
 
-def ragged(cells: list[str], header: list[str], where: str) -> UserError | None:
-    """The error for a row with more or fewer values than the header has names."""
+def ragged(cells: list[str], header: list[str], where: str, *, is_first: bool) -> UserError | None:
+    """The error for a row with more or fewer values than the header; the first row casts doubt on the header."""
     if len(cells) == len(header):
         return None
-    if len(header) == 1:
-        hint = "is the first line the header? name the columns there, or give --delimiter"
+    if is_first:
+        hint = "is the line above it really the header? remove lines in front of the header, or give --delimiter"
     else:
         hint = "quote values that hold the delimiter, or leave such rows out: --on-error skip"
-    return UserError(f"{where}: {count(len(cells), 'value')}, the header has {count(len(header), 'column')}", ExitCode.DATA, hint=hint)
+    return UserError(
+        f"{where}: {count(len(cells), 'value')}, the header has {count(len(header), 'column')}",
+        ExitCode.DATA,
+        hint=hint,
+    )
 
 
 def count(number: int, what: str) -> str:
@@ -128,7 +147,11 @@ def damage(lines: list[str], text: TextInput, start: int) -> UserError | None:
     """The error for a record with bytes that are no text."""
     for number, line in enumerate(lines, start):
         if "\x00" in line:
-            return UserError(f"{text.name}:{number}: holds a NUL byte", ExitCode.DATA, hint="is this a text file? if it is UTF-16: --encoding utf-16-le")
+            return UserError(
+                f"{text.name}:{number}: holds a NUL byte",
+                ExitCode.DATA,
+                hint="is this a text file? if it is UTF-16: --encoding utf-16-le",
+            )
         offset = unreadable(line, text.encoding)
         if offset is not None:
             return not_text(f"{text.name}:{number}", text.encoding, offset)
@@ -143,17 +166,25 @@ class Explained:
     is_local: bool
 
 
-def explain(error: csv.Error, lines: list[str], where: str, start: int, delimiter: str, max_field_chars: int) -> Explained:
+def explain(
+    error: csv.Error, lines: list[str], where: str, start: int, delimiter: str, max_field_chars: int
+) -> Explained:
     """What is wrong with a record that csv.reader cannot read."""
     name = where.rpartition(":")[0]
     opened = open_quote_line(lines, delimiter)
     if "field larger" in str(error):
         quoted = f"; a quote opens on line {start + opened} and has not closed yet" if opened is not None else ""
         hint = f"close the quote, or allow longer values: --max-field-bytes {max_field_chars * 10}"
-        return Explained(UserError(f"{where}: a value longer than {max_field_chars:,} bytes{quoted}", ExitCode.DATA, hint=hint), is_local=False)
+        return Explained(
+            UserError(f"{where}: a value longer than {max_field_chars:,} bytes{quoted}", ExitCode.DATA, hint=hint),
+            is_local=False,
+        )
     if "unexpected end" in str(error) and opened is not None:
         message = f"{name}:{start + opened}: a quote opens here and never closes"
-        return Explained(UserError(message, ExitCode.DATA, hint='close it, or write a quote inside a quoted value twice: ""'), is_local=False)
+        return Explained(
+            UserError(message, ExitCode.DATA, hint='close it, or write a quote inside a quoted value twice: ""'),
+            is_local=False,
+        )
     message = str(error).replace(f"'{delimiter}' expected after '\"'", "text after a closing quote")
     hint = 'write a quote inside a quoted value twice (""), or leave such rows out: --on-error skip'
     return Explained(UserError(f"{where}: {message}", ExitCode.DATA, hint=hint), is_local=True)
@@ -180,7 +211,11 @@ def spelled_delimiter(given: str) -> str:
     """A delimiter as typed on a command line (`\\t`, `tab`, `;`) as the one character it is."""
     character = SPELLINGS.get(given, given)
     if len(character) != 1 or character in '"\r\n':
-        raise UserError(f"--delimiter {given!r} is not one character", ExitCode.USAGE, hint="for example --delimiter ';' or --delimiter tab")
+        raise UserError(
+            f"--delimiter {given!r} is not one character",
+            ExitCode.USAGE,
+            hint="for example --delimiter ';' or --delimiter tab",
+        )
     return character
 
 
@@ -192,8 +227,8 @@ def find_delimiter(text: TextInput) -> str:
     beginning = text.beginning()
     shares = {delimiter: consistency(beginning, delimiter) for delimiter in DELIMITERS}
     best = max(shares.values())
-    if best == 0:
-        return ","
+    if best < FITS:
+        return max(shares, key=lambda delimiter: shares[delimiter])  # comma if none; the first uneven row will be named
     fitting = [delimiter for delimiter, share in shares.items() if share == best]
     if len(fitting) == 1:
         return fitting[0]
@@ -201,7 +236,11 @@ def find_delimiter(text: TextInput) -> str:
     if by_suffix in fitting and by_suffix != ",":
         return by_suffix
     names = " and ".join(DELIMITERS[delimiter] for delimiter in fitting)
-    raise UserError(f"{text.name}: {names} fit equally well as delimiter", ExitCode.DATA, hint=f"--delimiter {' or --delimiter '.join(DELIMITERS[d] for d in fitting)}")
+    raise UserError(
+        f"{text.name}: {names} fit equally well as delimiter",
+        ExitCode.DATA,
+        hint=f"--delimiter {' or --delimiter '.join(DELIMITERS[d] for d in fitting)}",
+    )
 
 
 def consistency(beginning: str, delimiter: str) -> float:

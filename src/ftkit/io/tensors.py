@@ -27,7 +27,9 @@ def read_tensor(place: TensorPlace) -> Tensor:
 def read_finite(place: TensorPlace, name: str) -> Tensor:
     """The same, refused (exit 4) with NaN or infinite values in it."""
     if place.dtype not in FLOATS:
-        raise UserError(f"{place.file}: tensor '{name}' holds {place.dtype} values, not floating-point numbers", ExitCode.MODEL)
+        raise UserError(
+            f"{place.file}: tensor '{name}' holds {place.dtype} values, not floating-point numbers", ExitCode.MODEL
+        )
     tensor = read_tensor(place)
     if not is_finite(tensor):
         raise not_finite(place, name)
@@ -36,7 +38,11 @@ def read_finite(place: TensorPlace, name: str) -> Tensor:
 
 def not_finite(place: TensorPlace, name: str) -> UserError:
     """The error for a tensor of an input with NaN in it."""
-    return UserError(f"{place.file}: tensor '{name}' holds NaN or infinite values", ExitCode.MODEL, hint="the file is damaged, or training diverged")
+    return UserError(
+        f"{place.file}: tensor '{name}' holds NaN or infinite values",
+        ExitCode.MODEL,
+        hint="the file is damaged, or training diverged",
+    )
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -53,7 +59,7 @@ def bytes_of(tensor: Tensor) -> Any:
 
 
 def same_values(old: TensorPlace, new: TensorPlace) -> bool:
-    """True if `new` holds the values of `old` to the bit, cast to the format of `new` where they differ; read in chunks."""
+    """True if `new` holds the values of `old` to the bit, cast where their formats differ; read in chunks."""
     if old.shape != new.shape:
         return False
     if old.dtype == new.dtype:

@@ -69,10 +69,13 @@ class TextInput:
         try:
             for number, line in enumerate(text, 1):
                 yield line.removeprefix("\ufeff") if number == 1 else line
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.name}:{number + 1}: not {self.encoding}: {error.reason}", ExitCode.DATA, hint="give another --encoding") from None
-        finally:
-            text.detach()  # the stream belongs to whoever opened it
+        except UnicodeError as error:
+            reason = getattr(error, "reason", error)
+            raise UserError(
+                f"{self.name}:{number + 1}: not {self.encoding}: {reason}",
+                ExitCode.DATA,
+                hint="give another --encoding",
+            ) from None
 
     def utf8_lines(self) -> Iterator[bytes]:
         """Lines as UTF-8 bytes; only \\n ends a line, so that file:line is what an editor shows."""
@@ -105,7 +108,7 @@ class Rewound(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """From the head as long as there is some, then from the rest."""
-        return self.head.readinto(buffer) or self.rest.readinto1(buffer)  # type: ignore[attr-defined, no-any-return]
+        return self.head.readinto(buffer) or self.rest.readinto1(buffer)  # type: ignore[attr-defined]
 
 
 def open_text(stream: IO[bytes], name: str, encoding: str | None) -> TextInput:
@@ -132,7 +135,9 @@ def find_encoding(head: bytes, name: str) -> tuple[str, tuple[str, ...]]:
         if head.startswith(mark):
             return codec, (f"{name}: {called}, found by its byte order mark, which is not part of the text",)
     if side := utf16_side(head):
-        raise UserError(f"{name}: looks like UTF-16 without a byte order mark", ExitCode.DATA, hint=f"--encoding {side}")
+        raise UserError(
+            f"{name}: looks like UTF-16 without a byte order mark", ExitCode.DATA, hint=f"--encoding {side}"
+        )
     return "utf-8", ()
 
 
@@ -151,10 +156,14 @@ def utf16_side(head: bytes) -> str | None:
 def check_encoding(encoding: str) -> None:
     """A usage error for a name that is no text encoding."""
     try:
-        b"".decode(encoding)
+        b"a".decode(encoding)
+    except UnicodeError:
+        return  # an encoding that needs more bytes for a letter
     except LookupError:
         raise UserError(
-            f"--encoding {encoding}: unknown", ExitCode.USAGE, hint="for example utf-8, utf-16, latin-1, cp1252, big5, gb18030, shift_jis"
+            f"--encoding {encoding}: unknown",
+            ExitCode.USAGE,
+            hint="for example utf-8, utf-16, latin-1, cp1252, big5, gb18030, shift_jis",
         ) from None
 
 
@@ -172,5 +181,5 @@ def unreadable(line: str, encoding: str) -> int | None:
 def not_text(where: str, encoding: str, offset: int) -> UserError:
     """The error for a byte that does not belong to the encoding; `offset` counts from 0."""
     called = "UTF-8" if encoding in ("utf-8", "utf-8-sig") else encoding
-    hint = "say what it is: --encoding latin-1 (or cp1252, big5, ...); or leave such rows out: --on-error skip"
+    hint = "say what the file is: --encoding latin-1 (or cp1252, big5, ...); single bad rows: --on-error skip"
     return UserError(f"{where}: not {called} at byte {offset + 1} of the line", ExitCode.DATA, hint=hint)

@@ -1,0 +1,189 @@
+"""`ftkit merge`: adapter + base -> a model of its own, proven to be what was trained before it is published."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftkit import console
+from ftkit.commands.merge_proof import Proof, prove, was_quantised
+from ftkit.commands.merge_weights import SHORT_DTYPES, require_only_planned_changes, write_weights
+from ftkit.core.merge_plan import Step, coarsest_dtype, main_dtype, plan_merge, total_bytes
+from ftkit.core.meta_model import build_meta_model
+from ftkit.core.settings import MergeSettings, require
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.adapter_weights import Adapter, open_adapter_weights
+from ftkit.io.atomic import atomic_folder
+from ftkit.io.base_model import check_base, read_config
+from ftkit.io.card import write_card
+from ftkit.io.devices import DTYPES
+from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read_report, refuse_harm, write_report
+from ftkit.io.model_folder import copy_beside, local_folder, require_space, write_config
+from ftkit.io.run_folder import open_run, require_latest
+from ftkit.io.shards import read_layout
+from ftkit.io.trained import Trained, open_trained, open_trained_run
+
+FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is decided before weights are read. onto: trained or original, never auto."""
+
+    settings: MergeSettings
+    trained: Trained
+    adapter: Adapter
+    base: Path
+    config: Any
+    onto: str
+    steps: list[Step]
+    out: Path
+
+
+def run(settings: MergeSettings) -> None:
+    """Merge, prove, publish; or point to what is there already."""
+    require(settings.check >= 1, "--check", settings.check, "1 or more")
+    trained = find_trained(settings)
+    if trained.adapter is None:
+        point_to_whole_model(trained, settings)
+        return
+    job = prepare(settings, trained)
+    identity = merge_identity(job.adapter.folder, trained.base, job.onto, settings.dtype)
+    if is_done(job.out, identity, force=settings.force):
+        say_path(job.out, settings)
+        return
+    require_space(job.out, total_bytes(job.steps))
+    with atomic_folder(job.out, replace=settings.force) as folder:
+        ledger = write_weights(job.steps, job.adapter, trained.card, folder)
+        changed = require_only_planned_changes(job.steps, folder, ledger)
+        write_beside(job, folder)
+        proof = prove(trained, job.config, folder, onto=job.onto, dtype=coarsest_dtype(job.steps), count=settings.check)
+        write_report(folder, identity | findings(job, changed, proof), trained.base, trained.card)
+    show(job, changed, proof)
+    say_path(job.out, settings)
+
+
+def find_trained(settings: MergeSettings) -> Trained:
+    """What to merge: the run that was named, the run that an adapter folder lies in, or the one that completed last."""
+    if settings.run is None:
+        return open_trained_run(require_latest())
+    path = Path(settings.run).expanduser()
+    if (path / REPORT).is_file():
+        raise UserError(
+            f"{settings.run}: merged already", ExitCode.MODEL, hint=f"ftkit chat {settings.run} talks to it"
+        )
+    if not path.is_dir():
+        raise UserError(
+            f"{settings.run}: no such run or adapter folder",
+            ExitCode.MODEL,
+            hint="ls runs/; without a name, merge takes the latest run",
+        )
+    if path.name == "adapter" and (path.parent / "run.json").is_file():
+        return open_trained_run(open_run(str(path.parent)))
+    return open_trained(settings.run)
+
+
+def point_to_whole_model(trained: Trained, settings: MergeSettings) -> None:
+    """A run that trained every weight is its own merged model."""
+    if trained.run is None:
+        raise UserError(f"{trained.name}: a model, not an adapter: there is nothing to merge", ExitCode.MODEL)
+    if settings.output:
+        raise UserError(
+            f"{trained.name}: trained every weight, so there is nothing to merge into {settings.output}",
+            ExitCode.USAGE,
+            hint=f"cp -r {trained.run.model} {settings.output}",
+        )
+    console.info(f"{trained.name}: trained every weight, so there is nothing to merge; the model is")
+    say_path(trained.run.model, settings)
+
+
+def say_path(path: Path, settings: MergeSettings) -> None:
+    """The one line on stdout: the path, or with --json the report and the path."""
+    line = str(path)
+    if settings.json:
+        line = json.dumps({"schema": SCHEMA, **read_report(path), "path": line}, ensure_ascii=False)
+    sys.stdout.write(line + "\n")
+
+
+def prepare(settings: MergeSettings, trained: Trained) -> Job:
+    """Check the adapter against the base, without weights; decide what becomes of every tensor and where it goes."""
+    assert trained.adapter is not None
+    if "quantization_config" in read_config(trained.base):
+        raise UserError(
+            f"{trained.base.name}: quantised on disk; ftkit merges onto 16- or 32-bit files",
+            ExitCode.MODEL,
+            hint="give the adapter the model that this one was quantised from",
+        )
+    base = local_folder(trained.base)
+    out = choose_output(settings, trained)
+    refuse_harm(out, trained.adapter, base)
+    adapter = open_adapter_weights(trained.adapter)
+    config = check_base(trained.base)
+    onto, layers = "trained", {}
+    if trained.card is not None and was_quantised(trained):
+        onto = "original" if settings.onto == "original" else "trained"
+        layers = trained.card.quantized_sha256 if onto == "trained" else {}
+        if onto == "trained" and not layers:
+            what = f"{trained.name}: ftkit.json does not say which layers training saw quantised"
+            raise UserError(what, ExitCode.MODEL, hint="--onto original")
+    with console.quiet_libraries():
+        model = build_meta_model(config, torch.float32)
+    steps = plan_merge(model, read_layout(base), adapter, quantised=layers, dtype=FILE_DTYPES[settings.dtype])
+    return Job(settings, trained, adapter, base, config, onto, steps, out)
+
+
+def choose_output(settings: MergeSettings, trained: Trained) -> Path:
+    """-o; RUN/merged; for an adapter without a run, <its folder>-merged beside it."""
+    assert trained.adapter is not None
+    if settings.output is not None:
+        return Path(settings.output).expanduser()
+    return trained.run.merged if trained.run else trained.adapter.with_name(trained.adapter.name + "-merged")
+
+
+def write_beside(job: Job, folder: Path) -> None:
+    """Everything of the model folder but weights and reports."""
+    copy_beside(job.base, job.adapter.folder, folder)
+    dtype = main_dtype(job.steps)
+    write_config(job.base, folder, dtype, converted=job.settings.dtype != "auto")
+    if job.trained.card is not None:
+        own = SHORT_DTYPES[dtype] if SHORT_DTYPES[dtype] in DTYPES else "fp32"
+        write_card(folder, replace(job.trained.card, method="merged", dtype=own, quantized_sha256={}))
+
+
+def findings(job: Job, changed: list[str], proof: Proof) -> dict[str, Any]:
+    """What merge.json tells besides what was asked."""
+    return {
+        "method": job.trained.card.method if job.trained.card else None,
+        "written_as": SHORT_DTYPES[main_dtype(job.steps)],
+        "tensors": {
+            "changed": changed,
+            "unchanged": len(job.steps) - len(changed),
+            "dequantised": [step.name for step in job.steps if step.quantised],
+        },
+        "proof": {"proven": True, "probes": proof.probes, **asdict(proof.found), "limits": asdict(proof.limits)},
+        "live": asdict(proof.live) if proof.live else None,
+    }
+
+
+def show(job: Job, changed: list[str], proof: Proof) -> None:
+    """What was made and proven, for the person at the terminal."""
+    found, limits, live = proof.found, proof.limits, proof.live
+    logit_limit = limits.relative * found.largest_logit
+    rows = [
+        ("tensors that changed", f"{len(changed)} of {len(job.steps)}", "as planned, no others"),
+        (f"positions compared, in {proof.probes} prompts", f"{found.positions}", ""),
+        ("largest difference of a logit", f"{found.largest_difference:.2g}", f"{logit_limit:.2g}"),
+        ("mean KL, nats", f"{found.mean_kl:.2g}", f"{limits.mean_kl:.2g}"),
+        ("same likeliest token", f"{found.agreement:.1%}", f"{limits.agreement:.0%}"),
+    ]
+    if live is not None:
+        rows.append(("to the live quantised model: mean KL", f"{live.mean_kl:.2g}", "not a gate"))
+        rows.append(("to the live quantised model: same token", f"{live.agreement:.1%}", "not a gate"))
+    console.table("merged == base + adapter", ("", "found", "allowed"), rows)
+    dtype = main_dtype(job.steps)
+    if was_quantised(job.trained) and job.onto == "trained" and job.settings.dtype == "auto" and dtype != "F32":
+        fp32 = "--dtype fp32 would keep the last bits of what training saw"
+        console.info(f"saved in {SHORT_DTYPES[dtype]}, as the base is; {fp32}")

@@ -1,0 +1,168 @@
+"""The weights of a merge: the base's tensors through their steps into new files, one tensor in memory at a time.
+
+Memory: torch itself and about three times the largest tensor of a 16-bit base (its bytes, and its sum in float32).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ftkit import console
+from ftkit.core.merge_plan import Step
+from ftkit.core.merging import LowRank, apply_delta, is_zero
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.adapter_weights import Adapter
+from ftkit.io.card import Card
+from ftkit.io.devices import DTYPES
+from ftkit.io.quantization import dequantize_weight, fingerprint, quantize_weight, quantizing_devices
+from ftkit.io.shards import NewTensor, read_chunks, read_layout, write_shards
+from ftkit.io.tensors import FLOATS, bytes_of, flat, is_finite, not_finite, read_finite, same_values
+
+SHORT_DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+
+
+@dataclass
+class Ledger:
+    """What the writing found.
+
+    updated: tensors whose update is not zero. foreign: quantised layers that are not those of training.
+    """
+
+    updated: set[str] = field(default_factory=set)
+    foreign: list[str] = field(default_factory=list)
+
+
+def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder: Path) -> Ledger:
+    """Stream the base's tensors through their steps into new files, one in memory at a time."""
+    refuse_idle_adapter(adapter)
+    by_name = {step.name: step for step in steps}
+    ledger = Ledger()
+    with console.Progress("merging, tensors", len(steps)) as progress:
+
+        def content(tensor: NewTensor) -> Iterator[Any]:
+            yield from merged_bytes(by_name[tensor.name], card, ledger)
+            progress.advance(note=tensor.name)
+
+        write_shards(folder, [step.result for step in steps], content)
+    if ledger.foreign:
+        raise foreign_quantisation(ledger.foreign)
+    if not ledger.updated and not adapter.saved:
+        raise idle_adapter(adapter.folder)
+    return ledger
+
+
+def refuse_idle_adapter(adapter: Adapter) -> None:
+    """An adapter with NaN in it is exit 4; one that would change nothing is exit 8."""
+    for layer, pair in adapter.pairs.items():
+        read_finite(pair.a, f"{layer}.lora_A")
+    idle = [layer for layer, pair in adapter.pairs.items() if is_zero(read_finite(pair.b, f"{layer}.lora_B"))]
+    if len(idle) == len(adapter.pairs) and not adapter.saved:
+        raise idle_adapter(adapter.folder)
+    if idle:
+        share = f"{len(idle)} of its {len(adapter.pairs)} layers"
+        console.warn(f"the adapter does nothing to {share} (B is zero), the first: {idle[0]}")
+
+
+def idle_adapter(folder: Path) -> UserError:
+    """The error for an adapter whose every update is zero."""
+    return UserError(
+        f"{folder}: the adapter does nothing: every update is zero (B A = 0)", ExitCode.GATE, hint="was it trained?"
+    )
+
+
+def foreign_quantisation(layers: list[str]) -> UserError:
+    """The error for a base that, quantised again, is not what training saw."""
+    shown = ", ".join(layers[:5]) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
+    what = f"quantised again, {len(layers)} layers of the base are not those that training saw: {shown}"
+    hint = (
+        "give the base its old files back, or merge where it was trained, or onto the unquantised base: --onto original"
+    )
+    return UserError(what, ExitCode.MODEL, hint=hint)
+
+
+def merged_bytes(step: Step, card: Card | None, ledger: Ledger) -> Iterator[Any]:
+    """The bytes of one tensor of the result, in pieces."""
+    if step.changes:
+        merged = merged_tensor(step, card, ledger)
+        if not is_finite(merged):
+            raise overflow(step)
+        yield bytes_of(merged)
+        return
+    for chunk in read_chunks(step.place):
+        if step.place.dtype in FLOATS:
+            chunk = converted(chunk, step)
+        yield chunk
+
+
+def converted(chunk: bytes, step: Step) -> Any:
+    """A piece of an unchanged tensor, checked for NaN, in the format of the result."""
+    values = flat(chunk, step.place.dtype)
+    if not is_finite(values):
+        raise not_finite(step.place, step.name)
+    if step.dtype == step.place.dtype:
+        return chunk
+    values = values.to(FLOATS[step.dtype])
+    if not is_finite(values):
+        raise overflow(step)
+    return bytes_of(values)
+
+
+def overflow(step: Step) -> UserError:
+    """The error for values that are too large for the format of the result."""
+    return UserError(
+        f"'{step.name}': its values do not fit into {SHORT_DTYPES[step.dtype]}",
+        ExitCode.GATE,
+        hint="--dtype fp32, or bf16",
+    )
+
+
+def merged_tensor(step: Step, card: Card | None, ledger: Ledger) -> Tensor:
+    """One changed tensor, rounded once: the base's as training saw it, or the adapter's whole one, plus the update."""
+    weight = read_finite(step.replaced_by or step.place, step.name)
+    if step.quantised is not None:
+        weight = as_trained(weight, step, card, ledger)
+    if step.pair is not None:
+        a, b = read_finite(step.pair.a, step.name), read_finite(step.pair.b, step.name)
+        update = LowRank(a, b, step.scale, step.transposed)
+        if not (is_zero(a) or is_zero(b)):
+            ledger.updated.add(step.name)
+        weight = apply_delta(weight, update)
+    return weight.to(FLOATS[step.dtype])
+
+
+def as_trained(weight: Tensor, step: Step, card: Card | None, ledger: Ledger) -> Tensor:
+    """The values that training saw in a weight that it held quantised; one that comes out otherwise is noted."""
+    assert card is not None and step.quantised is not None
+    upright = weight.T if step.transposed else weight
+    for device in quantizing_devices():
+        packed = quantize_weight(upright, card.method, DTYPES[card.dtype], device)
+        if fingerprint(packed) == card.quantized_sha256[step.quantised]:
+            break
+    else:
+        ledger.foreign.append(step.quantised)
+    values = dequantize_weight(packed)
+    return values.T.contiguous() if step.transposed else values
+
+
+def require_only_planned_changes(steps: list[Step], folder: Path, ledger: Ledger) -> list[str]:
+    """Read the new files back: every updated tensor differs from the base, nothing else does. Returns what differs."""
+    written = read_layout(folder)
+    if written.keys() != {step.name for step in steps}:
+        raise UserError("the merged files do not hold the base's tensors", ExitCode.GATE)
+    changed = [step.name for step in steps if not same_values(step.place, written[step.name])]
+    strays = sorted(set(changed) - {step.name for step in steps if step.changes})
+    swallowed = sorted(ledger.updated - set(changed))
+    if strays:
+        raise UserError(
+            f"'{strays[0]}' changed, though the adapter does not change it ({len(strays)} tensors)", ExitCode.GATE
+        )
+    if swallowed:
+        raise UserError(
+            f"'{swallowed[0]}' did not change: its update is smaller than its rounding ({len(swallowed)} tensors)",
+            ExitCode.GATE,
+            hint="--dtype fp32 keeps it",
+        )
+    return changed

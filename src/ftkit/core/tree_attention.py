@@ -1,0 +1,95 @@
+"""Attention over a pack of rows: each segment attends to its ancestors and causally to itself, never to other rows.
+
+Legend: H query heads, G key/value heads, T tokens of the pack, L of a segment, P of its ancestors, d head width.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ftkit.core.packing import Segment
+
+NAME = "ftkit_tree"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Segment lengths of a pack, in order, and for each the segments above it, from the root down."""
+
+    lengths: tuple[int, ...]
+    ancestors: tuple[tuple[int, ...], ...]
+
+
+def make_layout(segments: list[Segment]) -> Layout:
+    """The layout of a pack's segments; a parent always comes before its children."""
+    ancestors: list[tuple[int, ...]] = []
+    for segment in segments:
+        ancestors.append((*ancestors[segment.parent], segment.parent) if segment.parent >= 0 else ())
+    return Layout(tuple(segment.length for segment in segments), tuple(ancestors))
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d), as transformers' attention interface wants it.
+
+    Works on pieces (`split`, so that their gradients are joined once), segment by segment: work grows with the pairs
+    that are really attended, not with T squared.
+    """
+    queries, keys, values = (tensor.split(layout.lengths, dim=2) for tensor in (query, key, value))
+    outputs = []
+    for number, above in enumerate(layout.ancestors):
+        k = torch.cat([*(keys[i] for i in above), keys[number]], dim=2) if above else keys[number]
+        v = torch.cat([*(values[i] for i in above), values[number]], dim=2) if above else values[number]
+        outputs.append(attend(queries[number], k, v, scaling, dropout, sliding_window, softcap))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """The last L of P + L tokens attend causally, at most `window` tokens back: q (1, H, L, d), k (1, G, P + L, d)."""
+    length, total = q.shape[2], k.shape[2]
+    if softcap is not None:
+        return capped_attention(q, k, v, scaling, dropout, window, softcap)
+    grouped = q.shape[1] != k.shape[1]
+    if length == total and (window is None or window >= total):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+    mask = causal_mask(length, total, window, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+
+
+def causal_mask(length: int, total: int, window: int | None, device: torch.device) -> Tensor:
+    """bool (L, P + L): True where the query may look; query i stands at position P + i."""
+    position = torch.arange(total - length, total, device=device)[:, None]
+    distance = position - torch.arange(total, device=device)[None, :]
+    allowed = distance >= 0
+    return allowed if window is None else allowed & (distance < window)
+
+
+def capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None, softcap: float
+) -> Tensor:
+    """Scores go through softcap * tanh(score / softcap) before the softmax (Gemma 2, arXiv:2408.00118, section 2)."""
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else 1 / math.sqrt(q.shape[-1]))
+    scores = softcap * torch.tanh(scores / softcap)
+    mask = causal_mask(q.shape[2], k.shape[2], window, q.device)
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=torch.float32).to(q.dtype)
+    return F.dropout(weights, dropout) @ v

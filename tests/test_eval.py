@@ -1,0 +1,184 @@
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ftkit.core.settings import EvalSettings
+from ftkit.errors import ExitCode, UserError
+
+NAMES = ["Arc", "Bolo", "Cira", "Dune", "Ekko", "Fjord", "Gala"]
+KINDS = ["Lamp", "Chair", "Clock"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tiny_model, tmp_path_factory):
+    """A folder with rows made by prep and a complete run on them (LoRA, 25 steps)."""
+    folder = tmp_path_factory.mktemp("eval")
+    lines = [f"{name},{kind},The {name} is a {kind.lower()}." for name in NAMES for kind in KINDS]
+    (folder / "t.csv").write_text("product,category,description\n" + "\n".join(lines) + "\n")
+    rows = shell(folder, "prep", "t.csv", "--template", "alpaca")
+    (folder / "train.jsonl").write_bytes(rows)
+    shell(folder, "train", "train.jsonl", "--model", tiny_model, "--steps", "25", "--lr", "0.01", "--dtype", "fp32", "--valid", "0.3")
+    return folder
+
+
+def shell(folder, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ftkit", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True).stdout
+
+
+@pytest.fixture
+def here(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def evaluate(capfdbinary, **options):
+    """The command in this process: (stdout, stderr)."""
+    from ftkit.commands import eval as command
+
+    settings = EvalSettings(**options)
+    settings.check()
+    command.run(settings)
+    sys.stdout.flush()
+    captured = capfdbinary.readouterr()
+    return captured.out, captured.err.decode()
+
+
+def lines_of(output):
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_without_data_the_held_out_rows_are_scored_beside_the_base(here, ftkit):
+    result = ftkit("eval", "--baseline", "--max-new", "24", cwd=here)
+    assert result.exit_code == ExitCode.OK, result.stderr
+    predictions = lines_of(result.stdout)
+    run = here / "runs" / (here / "runs" / "latest").read_text().strip()
+    held_out = lines_of((run / "valid.jsonl").read_text())
+    assert [row["prompt"] for row in predictions] == [row["prompt"] for row in held_out]
+    assert [row["reference"] for row in predictions] == [row["completion"] for row in held_out]
+    for row in predictions:
+        assert {"prediction", "finish", "scores", "base_prediction", "base_finish", "base_scores"} <= set(row)
+        assert row["scores"]["loss"] < row["base_scores"]["loss"]
+        assert set(row["scores"]) >= {"tokens", "exact_match", "f1", "rouge1", "rougeL", "field_accuracy", "field.product", "stopped"}
+    assert "95 % interval" in result.stderr and "better than the base: loss" in result.stderr
+
+
+def test_the_json_summary_holds_both_models_their_difference_and_the_interval(here, capfdbinary):
+    output, _ = evaluate(capfdbinary, baseline=True, json=True, max_new=8, output=str(here / "both.jsonl"))
+    summary = json.loads(output)
+    assert summary["schema"] == "ftkit.eval/1"
+    rows = lines_of((here / "both.jsonl").read_text())
+    assert summary["rows"] == len(rows) and summary["left_out"] == 0
+    for side, key in (("scores", "scores"), ("baseline", "base_scores")):
+        nats = sum(row[key]["loss"] * row[key]["tokens"] for row in rows)
+        assert summary[side]["loss"] == pytest.approx(nats / summary["tokens"])
+    loss = summary["difference"]["loss"]
+    assert loss["value"] == pytest.approx(summary["scores"]["loss"] - summary["baseline"]["loss"])
+    assert loss["low"] <= loss["value"] <= loss["high"] < 0
+    assert (loss["won"], loss["lost"], loss["tied"], loss["verdict"]) == (len(rows), 0, 0, "better")
+
+
+def test_the_baseline_of_a_run_is_the_base_model(here, tiny_model, capfdbinary):
+    compared, _ = evaluate(capfdbinary, data="train.jsonl", baseline=True, json=True, max_new=1)
+    alone, _ = evaluate(capfdbinary, data="train.jsonl", model=str(tiny_model), json=True, max_new=1)
+    assert json.loads(compared)["baseline"]["loss"] == pytest.approx(json.loads(alone)["scores"]["loss"], rel=1e-3)
+
+
+def test_a_fully_trained_run_is_compared_with_the_base_it_came_from(here, tiny_model, tmp_path, capfdbinary):
+    shell(tmp_path, "train", here / "train.jsonl", "--model", tiny_model, "--full", "--steps", "2", "--lr", "0.003", "--run", "full")
+    full, _ = evaluate(capfdbinary, data="train.jsonl", run=str(tmp_path / "full"), baseline=True, json=True, max_new=1)
+    alone, _ = evaluate(capfdbinary, data="train.jsonl", model=str(tiny_model), json=True, max_new=1)
+    summary = json.loads(full)
+    assert summary["scores"]["loss"] < summary["baseline"]["loss"]
+    assert summary["baseline"]["loss"] == pytest.approx(json.loads(alone)["scores"]["loss"], rel=1e-3)
+
+
+def test_the_same_rows_and_seed_give_the_same_bytes_whatever_the_batch(here, capfdbinary):
+    one, _ = evaluate(capfdbinary, max_new=8, batch=1)
+    many, _ = evaluate(capfdbinary, max_new=8, batch=16)
+    again, _ = evaluate(capfdbinary, max_new=8, batch=16)
+    assert many == again
+    assert [row["prediction"] for row in lines_of(one)] == [row["prediction"] for row in lines_of(many)]
+
+
+def test_rows_come_from_stdin_too_and_text_rows_are_scored_by_loss_alone(here, tiny_model, capfdbinary, monkeypatch):
+    long = "Below is an instruction. " * 300  # longer than the model's context: read in windows
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in ("Below is a task.", long))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows.encode())))
+    output, said = evaluate(capfdbinary, data="-", model=str(tiny_model))
+    short_row, long_row = lines_of(output)
+    assert set(short_row) == {"text", "scores"} and set(short_row["scores"]) == {"loss", "tokens"}
+    assert long_row["scores"]["tokens"] > 512
+    assert "perplexity" in said and "exact match" not in said
+
+
+def test_rows_of_messages_are_scored_on_their_last_answer(here, tiny_model, capfdbinary):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    row = {"messages": [*turns, {"role": "user", "content": "More"}, {"role": "assistant", "content": "No"}]}
+    (here / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    output, _ = evaluate(capfdbinary, data="chat.jsonl", model=str(tiny_model), template="chatml", max_new=4)
+    [prediction] = lines_of(output)
+    assert prediction["messages"] == row["messages"][:-1] and prediction["reference"] == "No"
+
+
+def test_rows_longer_than_the_context_are_left_out_and_said(here, capfdbinary):
+    row = {"prompt": "Below " * 900, "completion": "yes"}
+    fits = {"prompt": "Below", "completion": "yes"}
+    (here / "long.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(fits) + "\n")
+    output, said = evaluate(capfdbinary, data="long.jsonl", max_new=4)
+    left_out, scored = lines_of(output)
+    assert "left_out" in left_out and "prediction" not in left_out and "prediction" in scored
+    assert "1 of 2 rows left out: longer than the model's context of 512 tokens" in said
+
+
+def test_references_without_latin_letters_get_no_rouge(here, capfdbinary):
+    (here / "zh.jsonl").write_text(json.dumps({"prompt": "Below", "completion": "你好"}, ensure_ascii=False) + "\n")
+    output, said = evaluate(capfdbinary, data="zh.jsonl", max_new=4)
+    assert "rouge1" not in lines_of(output)[0]["scores"] and "ROUGE left out" in said
+
+
+def test_the_stop_string_of_a_template_is_no_part_of_reference_or_answer(here, tiny_model, capfdbinary):
+    rows = shell(here, "prep", "t.csv", "--template", "alpaca-end")
+    (here / "end.jsonl").write_bytes(rows)
+    output, _ = evaluate(capfdbinary, data="end.jsonl", model=str(tiny_model), max_new=4)
+    assert lines_of(output)[0]["reference"].strip() == "The Arc is a lamp."
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ({"run": "nowhere"}, ExitCode.MODEL, "nowhere: no such run folder"),
+        ({"data": "trian.jsonl"}, ExitCode.DATA, "trian.jsonl: no such file"),
+        ({"data": "empty.jsonl"}, ExitCode.DATA, "empty.jsonl: 0 rows"),
+        ({"data": "bad.jsonl"}, ExitCode.DATA, "bad.jsonl:2: no answer"),
+        ({"data": "mixed.jsonl"}, ExitCode.DATA, "2 kinds"),
+        ({"data": "other.jsonl"}, ExitCode.DATA, "was trained with alpaca@"),
+        ({"data": "train.jsonl", "template": "alpaca-end"}, ExitCode.DATA, "--template is alpaca-end@"),
+        ({"model": "builtin:tiny"}, ExitCode.USAGE, "no rows"),
+        ({"model": "x", "baseline": True}, ExitCode.USAGE, "--baseline"),
+        ({"model": "x", "run": "y"}, ExitCode.USAGE, "contradict"),
+        ({"data": "train.jsonl", "output": "train.jsonl"}, ExitCode.EXISTS, "train.jsonl"),
+    ],
+)
+def test_mistakes_are_refused_with_their_exit_code(here, options, code, says, capfdbinary):
+    answer = {"prompt": "a", "completion": "b"}
+    (here / "empty.jsonl").write_text("\n")
+    (here / "bad.jsonl").write_text(json.dumps(answer) + "\n" + json.dumps({**answer, "completion": " "}) + "\n")
+    (here / "mixed.jsonl").write_text(json.dumps(answer) + "\n" + json.dumps({"text": "a"}) + "\n")
+    (here / "other.jsonl").write_text(json.dumps({**answer, "template": "alpaca-end@000000000000"}) + "\n")
+    with pytest.raises(UserError) as error:
+        evaluate(capfdbinary, **options)
+    assert error.value.exit_code == code
+    assert says in error.value.message
+    assert error.value.hint or code == ExitCode.EXISTS
+
+
+def test_without_a_run_the_train_command_is_named(ftkit, tmp_path):
+    result = ftkit("eval", "--baseline")
+    assert result.exit_code == ExitCode.MODEL
+    assert "ftkit train" in result.stderr and "Traceback" not in result.stderr and result.stdout == ""

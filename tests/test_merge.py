@@ -1,0 +1,506 @@
+"""`ftkit merge`: the laws of a merge, its proof, and what bad adapters and bases get."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ftkit.core.settings import MergeSettings
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.adapter_folder import save_adapter
+from ftkit.io.atomic import MANIFEST, write_manifest
+from ftkit.io.base_model import config_sha256, find_base, load_tokenizer, load_weights
+from ftkit.io.card import Card, read_card
+from ftkit.io.quantization import keep_plain_layout, quantization_config, quantized_fingerprints
+from ftkit.io.run_folder import RunFolder
+from ftkit.io.trained import load_trained, open_trained
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+IDS = torch.tensor([[5, 99, 300, 7, 250, 42, 18]])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, card=False, **options):
+    """A PEFT adapter whose B is random instead of trained; with a card it is one of ftkit's own."""
+    from peft import LoraConfig, get_peft_model
+
+    found = find_base(str(base))
+    model = load_weights(found, dtype=dtype, device="cpu", quantization=quantization_config(method, dtype))
+    keep_plain_layout(model)
+    seen = quantized_fingerprints(model)
+    model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LINEAR, **options}))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=spread)
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    if card:
+        about = Card(
+            found.name, found.location, None, config_sha256(found), method, "sft", name, 64, quantized_sha256=seen
+        )
+        save_adapter(out, model, load_tokenizer(found), about)
+    else:
+        model.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory):
+    """A foreign adapter (PEFT's files and nothing else) on every linear layer."""
+    return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter") / "lora")
+
+
+@pytest.fixture(scope="module")
+def qlora(tiny_model, tmp_path_factory):
+    """An adapter of ours, trained on NF4."""
+    return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter") / "qlora", method="qlora", card=True)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tiny_model, tmp_path_factory):
+    """A GPT-2 (Conv1D, tied head) whose file lacks the model's prefix, as the original's does."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_positions": 64, "vocab_size": 512}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, initializer_range=0.3)).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, folder)
+    return folder
+
+
+def merge(run, out=None, **options):
+    """The command, in this process."""
+    from ftkit.commands.merge import run as command
+
+    command(MergeSettings(run=str(run), output=out and str(out), **options))
+    return out
+
+
+def refused(run, out, code, **options):
+    """The message of a merge that must fail with this code and leave nothing behind."""
+    before = sorted(path.name for path in out.parent.iterdir())
+    with pytest.raises(UserError) as raised:
+        merge(run, out, **options)
+    assert raised.value.exit_code == code, raised.value.message
+    assert sorted(path.name for path in out.parent.iterdir()) == before
+    return raised.value.message
+
+
+def tensors_of(folder):
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        found |= load_file(file)
+    return found
+
+
+def merged_by_peft(base, adapter, **options):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, **options)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+@torch.no_grad()
+def logits_of(model):
+    return model.eval()(IDS).logits.float()
+
+
+@torch.no_grad()
+def logits_of_folder(folder):
+    from transformers import AutoModelForCausalLM
+
+    return logits_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+
+
+def edited(adapter, out, **config):
+    """A copy of an adapter with other values in its config."""
+    shutil.copytree(adapter, out)
+    if config:
+        file = out / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return out
+
+
+# laws
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 32}},
+        {"target_modules": [*LINEAR, "lm_head"]},
+        {"target_modules": ["embed_tokens", "v_proj"]},
+        {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=["plain", "rslora", "patterns", "head", "embeddings", "saved"],
+)
+def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, options):
+    out = merge(make_adapter(tiny_model, tmp_path / "adapter", **options), tmp_path / "out")
+    expected, found, base = (
+        merged_by_peft(tiny_model, tmp_path / "adapter").state_dict(),
+        tensors_of(out),
+        tensors_of(tiny_model),
+    )
+    assert found.keys() == base.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    changed = json.loads((out / "merge.json").read_text())["tensors"]["changed"]
+    assert changed == sorted(name for name in found if not torch.equal(found[name], base[name])) and changed
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_gpt2_is_turned_by_its_layers_class_whatever_the_adapter_says(gpt2, tmp_path, stated):
+    made = make_adapter(gpt2, tmp_path / "made", target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+    adapter = edited(made, tmp_path / "adapter", fan_in_fan_out=stated)
+    out = merge(adapter, tmp_path / "out")
+    expected = merged_by_peft(gpt2, made).state_dict()
+    found = tensors_of(out)
+    assert found.keys() == tensors_of(gpt2).keys() and "h.0.attn.c_attn.weight" in found
+    assert all(torch.equal(tensor, expected[f"transformer.{name}"]) for name, tensor in found.items())
+
+
+def test_bfloat16_is_the_float32_sum_rounded_once(tiny_model, adapter, tmp_path):
+    out = merge(adapter, tmp_path / "out", dtype="bf16")
+    exact = merged_by_peft(tiny_model, adapter).state_dict()
+    assert all(torch.equal(tensor, exact[name].bfloat16()) for name, tensor in tensors_of(out).items())
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_each_tensor_keeps_the_format_that_it_has_in_the_base(tiny_model, tmp_path):
+    base = tmp_path / "mixed"
+    shutil.copytree(tiny_model, base)
+    mixed = {name: t if "norm" in name else t.bfloat16() for name, t in tensors_of(tiny_model).items()}
+    save_file(mixed, base / "model.safetensors", {"format": "pt"})
+    found = tensors_of(merge(make_adapter(base, tmp_path / "adapter"), tmp_path / "out"))
+    assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in mixed.items()}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_shards_of_the_base_do_not_show_in_the_result(tiny_model, adapter, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(sharded, max_shard_size="20KB")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, sharded)
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    one = merge(adapter, tmp_path / "one")
+    two = merge(edited(adapter, tmp_path / "same", base_model_name_or_path=str(sharded)), tmp_path / "two")
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def test_the_merged_folder_answers_as_base_and_adapter_do(tiny_model, adapter, tmp_path):
+    from transformers import AutoTokenizer
+
+    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
+    out = merge(adapter, tmp_path / "out")
+    assert torch.allclose(logits_of_folder(out), expected, atol=1e-4)
+    assert not torch.allclose(logits_of_folder(tiny_model), expected, atol=1e-2)
+    assert (
+        AutoTokenizer.from_pretrained(out)("a b").input_ids
+        == AutoTokenizer.from_pretrained(tiny_model)("a b").input_ids
+    )
+
+
+# quantised training
+
+
+def test_merged_onto_trained_is_the_quantised_base_with_its_adapter(qlora, tmp_path):
+    live = logits_of(load_trained(open_trained(str(qlora)), "cpu").model)
+    onto_trained = logits_of_folder(merge(qlora, tmp_path / "trained"))
+    onto_original = logits_of_folder(merge(qlora, tmp_path / "original", onto="original"))
+    assert torch.allclose(onto_trained, live, atol=1e-4)
+    assert (onto_original - live).abs().max() > 0.1
+    card = read_card(tmp_path / "trained")
+    assert card.method == "merged" and card.quantized_sha256 == {}
+
+
+def test_int8_values_are_those_that_transformers_dequantises(tiny_model, tmp_path):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", method="int8", card=True, target_modules=["q_proj"])
+    quantised = load_weights(
+        find_base(str(tiny_model)),
+        dtype=torch.float32,
+        device="cpu",
+        quantization=quantization_config("int8", torch.float32),
+    )
+    expected, found = quantised.dequantize().state_dict(), tensors_of(merge(adapter, tmp_path / "out"))
+    assert all(torch.equal(found[name], expected[name]) for name in found if "q_proj" not in name)
+    report = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert "model.layers.0.mlp.up_proj.weight" in report["tensors"]["dequantised"]
+
+
+def test_a_base_that_was_cast_before_it_was_quantised_is_cast_again(tiny_model, tmp_path):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", method="qlora", dtype=torch.bfloat16, card=True)
+    report = json.loads((merge(adapter, tmp_path / "out") / "merge.json").read_text())
+    assert report["proof"]["agreement"] == 1.0 and report["live"]["positions"] == report["proof"]["positions"]
+
+
+def test_quantised_gpt2_is_quantised_and_turned_back(gpt2, tmp_path):
+    adapter = make_adapter(
+        gpt2, tmp_path / "adapter", method="qlora", card=True, target_modules=["c_attn", "c_proj", "c_fc"]
+    )
+    live = logits_of(load_trained(open_trained(str(adapter)), "cpu").model)
+    assert torch.allclose(logits_of_folder(merge(adapter, tmp_path / "out")), live, atol=1e-3)
+
+
+def test_a_base_that_quantises_otherwise_is_named_and_can_be_merged_unquantised(qlora, tmp_path):
+    other = edited(qlora, tmp_path / "other")
+    card = json.loads((other / "ftkit.json").read_text())
+    for layer in ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"):
+        card["quantized_sha256"][layer] = "0" * 64
+    (other / "ftkit.json").write_text(json.dumps(card))
+    write_manifest(other, {})
+    message = refused(other, tmp_path / "out", ExitCode.MODEL)
+    assert "2 layers" in message and "model.layers.0.mlp.up_proj" in message and "layers.1.self_attn.q_proj" in message
+    assert (merge(other, tmp_path / "out", onto="original") / "merge.json").is_file()
+
+
+# the proof
+
+
+def test_files_that_are_not_base_and_adapter_do_not_pass_the_proof(adapter, tiny_model, tmp_path):
+    from ftkit.commands.merge_proof import prove
+    from ftkit.io.base_model import check_base
+
+    out = merge(adapter, tmp_path / "out")
+    tensors = tensors_of(out)
+    trained = open_trained(str(adapter))
+    config = check_base(trained.base)
+    assert prove(trained, config, out, onto="trained", dtype="F32", count=2).probes == 2
+    tensors["model.layers.0.mlp.up_proj.weight"] = tensors_of(tiny_model)["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    for dtype in ("F32", "BF16"):
+        with pytest.raises(UserError, match="not base") as raised:
+            prove(trained, config, out, onto="trained", dtype=dtype, count=2)
+        assert raised.value.exit_code == ExitCode.GATE
+
+
+def test_an_adapter_that_does_nothing_is_not_published(tiny_model, tmp_path):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", spread=0.0)
+    assert "does nothing" in refused(adapter, tmp_path / "out", ExitCode.GATE)
+
+
+def test_an_update_below_the_rounding_of_the_format_is_not_published(tiny_model, tmp_path):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", spread=1e-12, target_modules=["q_proj"])
+    base = tensors_of(tiny_model)["model.layers.0.self_attn.q_proj.weight"]
+    assert base.abs().min() > 1e-7
+    assert "smaller than its rounding" in refused(adapter, tmp_path / "out", ExitCode.GATE)
+
+
+def test_values_beyond_the_format_are_named(tiny_model, tmp_path):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", spread=1e6)
+    message = refused(adapter, tmp_path / "out", ExitCode.GATE, dtype="fp16")
+    assert "fp16" in message and ".weight" in message
+
+
+# outputs
+
+
+def test_what_is_there_already_and_proven_is_pointed_to(adapter, tmp_path, capsys):
+    out = merge(adapter, tmp_path / "out")
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert capsys.readouterr().out == f"{out}\n"
+    merge(adapter, out)
+    assert capsys.readouterr().out == f"{out}\n"
+    assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+
+def test_what_is_there_of_another_adapter_or_damaged_is_replaced_only_by_force(adapter, qlora, tmp_path):
+    out = merge(adapter, tmp_path / "out")
+    assert "another adapter" in refused(qlora, out, ExitCode.EXISTS)
+    assert "another --dtype" in refused(adapter, out, ExitCode.EXISTS, dtype="bf16")
+    whole = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(whole[:-1] + b"\x00")
+    assert "damaged" in refused(adapter, out, ExitCode.EXISTS)
+    merge(adapter, out, force=True)
+    assert (out / "model.safetensors").read_bytes() == whole
+
+
+def test_force_does_not_replace_what_is_no_merged_model(adapter, tmp_path):
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "chapter.txt").write_text("years of work")
+    refused(adapter, out, ExitCode.EXISTS)
+    refused(adapter, out, ExitCode.EXISTS, force=True)
+    assert (out / "chapter.txt").read_text() == "years of work"
+
+
+def test_an_output_in_or_around_the_adapter_or_the_base_is_refused(adapter, tiny_model):
+    for place in (adapter / "merged", adapter, adapter.parent, tiny_model, tiny_model / "x", tiny_model.parent):
+        with pytest.raises(UserError) as raised:
+            merge(adapter, place, force=True)
+        assert raised.value.exit_code == ExitCode.MODEL
+    assert (adapter / "adapter_config.json").is_file() and (tiny_model / "config.json").is_file()
+
+
+def test_a_merged_model_and_a_plain_model_are_no_adapters(adapter, tiny_model, tmp_path):
+    out = merge(adapter, tmp_path / "out")
+    assert "merged already" in refused(out, tmp_path / "again", ExitCode.MODEL)
+    assert "nothing to merge" in refused(tiny_model, tmp_path / "again", ExitCode.MODEL)
+
+
+def test_a_run_that_trained_every_weight_is_pointed_to(tiny_model, tmp_path, capsys):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(tiny_model, run.model)
+    run.write_info({"status": "complete"})
+    merge(run.path)
+    assert capsys.readouterr().out == f"{run.model}\n"
+    refused(run.path, tmp_path / "out", ExitCode.USAGE)
+
+
+def test_a_runs_adapter_is_merged_into_the_run_on_the_rows_it_held_out(qlora, tmp_path, capsys):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(qlora, run.adapter)
+    run.write_info({"status": "complete"})
+    run.write_rows("valid.jsonl", [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(30)])
+    merge(run.adapter, check=3, json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert report["schema"] == "ftkit.merge/1" and report["path"] == str(run.merged)
+    assert report["proof"]["probes"] == 3 and report["proof"]["proven"]
+    assert (run.merged / MANIFEST).is_file()
+
+
+# bad adapters and bases
+
+
+def test_an_adapter_of_another_model_is_refused_with_both_shapes(tiny_model, gpt2, adapter, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    wider = tmp_path / "wider"
+    config = LlamaConfig.from_pretrained(tiny_model, hidden_size=64)
+    LlamaForCausalLM(config).save_pretrained(wider)
+    other = edited(adapter, tmp_path / "a", base_model_name_or_path=str(wider))
+    message = refused(other, tmp_path / "out", ExitCode.MODEL)
+    assert "[64, 128]" in message or "[64, 64]" in message
+    other = edited(adapter, tmp_path / "b", base_model_name_or_path=str(gpt2))
+    assert "no layer 'model.layers.0" in refused(other, tmp_path / "out", ExitCode.MODEL)
+
+
+def test_nan_in_the_adapter_or_in_the_base_is_named(tiny_model, adapter, tmp_path):
+    sick = edited(adapter, tmp_path / "sick")
+    tensors = load_file(sick / "adapter_model.safetensors")
+    name = next(name for name in tensors if "layers.1.mlp.up_proj.lora_B" in name)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, sick / "adapter_model.safetensors")
+    message = refused(sick, tmp_path / "out", ExitCode.MODEL)
+    assert "NaN" in message and "layers.1.mlp.up_proj" in message
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    tensors = tensors_of(base)
+    tensors["model.norm.weight"][3] = float("inf")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    message = refused(
+        edited(adapter, tmp_path / "well", base_model_name_or_path=str(base)), tmp_path / "out", ExitCode.MODEL
+    )
+    assert "model.norm.weight" in message
+
+
+def test_a_damaged_or_incomplete_adapter_is_refused(adapter, qlora, tmp_path):
+    weights = "adapter_model.safetensors"
+    flipped = edited(qlora, tmp_path / "flipped")
+    data = bytearray((flipped / weights).read_bytes())
+    data[-5] ^= 1
+    (flipped / weights).write_bytes(data)
+    assert weights in refused(flipped, tmp_path / "out", ExitCode.MODEL)
+    cut = edited(adapter, tmp_path / "cut")
+    (cut / weights).write_bytes((adapter / weights).read_bytes()[:-10])
+    assert "cut off" in refused(cut, tmp_path / "out", ExitCode.MODEL)
+    half = edited(adapter, tmp_path / "half")
+    tensors = load_file(half / weights)
+    del tensors[next(name for name in tensors if "lora_B" in name)]
+    save_file(tensors, half / weights)
+    assert "no lora_B" in refused(half, tmp_path / "out", ExitCode.MODEL)
+    bare = edited(adapter, tmp_path / "bare")
+    (bare / weights).unlink()
+    assert weights in refused(bare, tmp_path / "out", ExitCode.MODEL)
+    rank = edited(adapter, tmp_path / "rank", r=2)
+    assert "rank 4, its config says 2" in refused(rank, tmp_path / "out", ExitCode.MODEL)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "bias"),
+        ({"lora_bias": True}, "biases"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"r": 0}, "r is 0"),
+        ({"megatron_core": "os"}, "megatron_core"),
+    ],
+)
+def test_adapters_that_are_not_merged_truly_are_refused(adapter, tmp_path, change, word):
+    message = refused(edited(adapter, tmp_path / "edited", **change), tmp_path / "out", ExitCode.MODEL)
+    assert word in message
+
+
+def test_a_head_that_is_tied_to_the_embeddings_is_refused(tiny_model, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = tmp_path / "tied"
+    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=True)).save_pretrained(base)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, base)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["lm_head", "q_proj"])
+    message = refused(adapter, tmp_path / "out", ExitCode.MODEL)
+    assert "lm_head.weight" in message and "embed_tokens" in message
+
+
+def test_a_base_that_is_quantised_on_disk_is_refused(tiny_model, adapter, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}})
+    )
+    other = edited(adapter, tmp_path / "a", base_model_name_or_path=str(base))
+    assert "quantised on disk" in refused(other, tmp_path / "out", ExitCode.MODEL)
+
+
+# as a shell sees it
+
+
+def test_the_program_prints_the_path_alone_and_the_proof_beside(ftkit, qlora, tmp_path):
+    result = ftkit("merge", qlora, "-o", "out")
+    assert result.exit_code == 0 and result.stdout == "out\n"
+    assert "mean KL" in result.stderr and "live quantised" in result.stderr and "Traceback" not in result.stderr
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {
+        "README.md", "config.json", "ftkit.json", "generation_config.json", "manifest.json", "merge.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def test_without_a_run_the_program_says_which_command_makes_one(ftkit):
+    result = ftkit("merge")
+    assert result.exit_code == ExitCode.MODEL and result.stdout == ""
+    assert "ftkit train" in result.stderr
+    assert ftkit("merge", "nowhere").exit_code == ExitCode.MODEL
+    assert ftkit("merge", "x", "--check", "0").exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [("stories260k", LINEAR), ("tinystories-chat-3m", ["q_proj", "v_proj", "out_proj", "c_fc", "c_proj"])],
+)
+def test_real_models_merge_and_answer_as_base_and_adapter(shared, tmp_path, name, targets):
+    adapter = make_adapter(shared / "models" / name, tmp_path / "adapter", target_modules=targets, spread=0.02)
+    out = merge(adapter, tmp_path / "out")
+    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
+    assert torch.allclose(logits_of_folder(out), expected, atol=1e-3)
