@@ -1,8 +1,10 @@
 """What tests share: the program as a shell sees it, and small models built on the spot."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,49 @@ def ftkit(tmp_path):
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch):
+    """The same in this process, where libraries load once; stdin is a pipe with the text `stdin`, or an open file."""
+
+    def run(*arguments, stdin="", cwd=tmp_path, env=None):
+        from ftkit.cli import main
+
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+        with monkeypatch.context() as changed, redirect_stdout(out), redirect_stderr(err):
+            changed.chdir(cwd)
+            changed.setattr(
+                "sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())) if isinstance(stdin, str) else stdin
+            )
+            for name, value in (env or {}).items():
+                changed.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                main([*map(str, arguments)])
+        written = [stream.buffer.getvalue().decode() for stream in (out, err) if not stream.flush()]
+        return Result(int(ended.value.code), *written)
+
+    return run
+
+
+def assert_refused(result, exit_code, *words):
+    """What every refusal is: the documented status, one line of error with these words, one hint, nothing else."""
+    assert result.exit_code == exit_code, result
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert [line.startswith("ftkit: error: ") for line in lines].count(True) == 1, result.stderr
+    assert lines[-2].startswith("ftkit: error: ") and lines[-1].startswith("  hint: ") and lines[-1].strip() != "hint:"
+    assert "Traceback" not in result.stderr and "internal error" not in result.stderr
+    for word in words:
+        assert str(word) in result.stderr, (word, result.stderr)
+
+
+@pytest.fixture
+def prep(tmp_path, monkeypatch):
+    """`ftkit prep ...` in this process, in `tmp_path`: as the `ftkit` fixture, without the time to start Python."""
+    from prep_shell import run_prep
+
+    return lambda *arguments, stdin="": run_prep(monkeypatch, tmp_path, arguments, stdin)
 
 
 @pytest.fixture

@@ -21,14 +21,30 @@ def workplace(tiny_model, tmp_path_factory):
     (folder / "t.csv").write_text("product,category,description\n" + "\n".join(lines) + "\n")
     rows = shell(folder, "prep", "t.csv", "--template", "alpaca")
     (folder / "train.jsonl").write_bytes(rows)
-    shell(folder, "train", "train.jsonl", "--model", tiny_model, "--steps", "25", "--lr", "0.01", "--dtype", "fp32", "--valid", "0.3")
+    shell(
+        folder,
+        "train",
+        "train.jsonl",
+        "--model",
+        tiny_model,
+        "--steps",
+        "25",
+        "--lr",
+        "0.01",
+        "--dtype",
+        "fp32",
+        "--valid",
+        "0.3",
+    )
     return folder
 
 
 def shell(folder, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ftkit", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True).stdout
+    return subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True
+    ).stdout
 
 
 @pytest.fixture
@@ -64,7 +80,16 @@ def test_without_data_the_held_out_rows_are_scored_beside_the_base(here, ftkit):
     for row in predictions:
         assert {"prediction", "finish", "scores", "base_prediction", "base_finish", "base_scores"} <= set(row)
         assert row["scores"]["loss"] < row["base_scores"]["loss"]
-        assert set(row["scores"]) >= {"tokens", "exact_match", "f1", "rouge1", "rougeL", "field_accuracy", "field.product", "stopped"}
+        assert set(row["scores"]) >= {
+            "tokens",
+            "exact_match",
+            "f1",
+            "rouge1",
+            "rougeL",
+            "field_accuracy",
+            "field.product",
+            "stopped",
+        }
     assert "95 % interval" in result.stderr and "better than the base: loss" in result.stderr
 
 
@@ -90,7 +115,20 @@ def test_the_baseline_of_a_run_is_the_base_model(here, tiny_model, capfdbinary):
 
 
 def test_a_fully_trained_run_is_compared_with_the_base_it_came_from(here, tiny_model, tmp_path, capfdbinary):
-    shell(tmp_path, "train", here / "train.jsonl", "--model", tiny_model, "--full", "--steps", "2", "--lr", "0.003", "--run", "full")
+    shell(
+        tmp_path,
+        "train",
+        here / "train.jsonl",
+        "--model",
+        tiny_model,
+        "--full",
+        "--steps",
+        "2",
+        "--lr",
+        "0.003",
+        "--run",
+        "full",
+    )
     full, _ = evaluate(capfdbinary, data="train.jsonl", run=str(tmp_path / "full"), baseline=True, json=True, max_new=1)
     alone, _ = evaluate(capfdbinary, data="train.jsonl", model=str(tiny_model), json=True, max_new=1)
     summary = json.loads(full)

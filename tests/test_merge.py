@@ -490,9 +490,12 @@ def test_the_program_prints_the_path_alone_and_the_proof_beside(ftkit, qlora, tm
 def test_without_a_run_the_program_says_which_command_makes_one(ftkit):
     result = ftkit("merge")
     assert result.exit_code == ExitCode.MODEL and result.stdout == ""
-    assert "ftkit train" in result.stderr
-    assert ftkit("merge", "nowhere").exit_code == ExitCode.MODEL
-    assert ftkit("merge", "x", "--check", "0").exit_code == ExitCode.USAGE
+    assert "ftkit train" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_run_that_is_not_there_and_a_proof_without_prompts_are_refused(adapter, tmp_path):
+    assert "no such run" in refused(tmp_path / "nowhere", tmp_path / "out", ExitCode.MODEL)
+    assert "--check 0" in refused(adapter, tmp_path / "out", ExitCode.USAGE, check=0)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prep_shell import jsonl, rows_of
 
-from ftkit.cli import main
 from ftkit.core.settings import PrepSettings
 from ftkit.errors import ExitCode
 from ftkit.io.template_files import load_template
@@ -34,40 +33,6 @@ def table(rows=PRODUCTS, columns=("product", "category", "description", "text"),
     writer.writerow(columns)
     writer.writerows([*row, f"{row[1]}: {row[0]}. {row[2]}"][: len(columns)] for row in rows)
     return text.getvalue()
-
-
-def jsonl(*rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def rows_of(text):
-    return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-class Piped(io.TextIOWrapper):
-    """Bytes in place of stdin or stdout."""
-
-    def __init__(self, content=b""):
-        self.bytes = io.BytesIO(content)
-        super().__init__(self.bytes, encoding="utf-8", write_through=True)
-
-
-@pytest.fixture
-def prep(tmp_path, monkeypatch):
-    """`ftkit prep ...` in this process, in `tmp_path`: as the `ftkit` fixture, without the time to start Python."""
-
-    def run(*arguments, stdin=""):
-        out, err = Piped(), io.StringIO()
-        with monkeypatch.context() as patch:
-            patch.chdir(tmp_path)
-            patch.setattr(sys, "stdin", Piped(stdin.encode() if isinstance(stdin, str) else stdin))
-            patch.setattr(sys, "stdout", out)
-            patch.setattr(sys, "stderr", err)
-            with pytest.raises(SystemExit) as end:
-                main(["prep", *map(str, arguments)])
-        return Result(end.value.code, out.bytes.getvalue().decode(), err.getvalue())
-
-    return run
 
 
 @pytest.fixture
@@ -281,7 +246,7 @@ def test_several_inputs_of_one_kind_go_into_one_stream_and_other_kinds_do_not(pr
         (b"a,b\n1,x\x00\n", 3, "bad.csv:2: holds a NUL byte"),
         (b"instruction,output\n1,\xe9\n", 3, "bad.csv:2: not UTF-8 at byte 3 of the line"),
         ("a,b\n1,x\n".encode("utf-16-le"), 3, "--encoding utf-16-le"),
-        (b"PAR1xxxxPAR1", 3, "a Parquet file"),
+        (b"PAR1xxxxPAR1", 3, "damaged Parquet"),
         ("instruction,output\nq,nan\n", 3, "bad.csv:2: the answer is 'nan', a missing value"),
         ('[{"instruction": "q", "output": ', 3, "bad.csv:1:32: ends inside the array (file cut off?)"),
         ('{"instruction": "q", "output": "a"', 3, "bad.csv:1: ends inside a JSON value"),
@@ -290,7 +255,7 @@ def test_several_inputs_of_one_kind_go_into_one_stream_and_other_kinds_do_not(pr
         ('{"a": "1", "b": "2"}', 3, "template alpaca needs instruction and output; the rows have a, b"),
         ('{"messages": []}', 3, "--template chatml"),
         ('{"prompt": "x", "completion": "y", "template": "alpaca@0"}', 3, "would wrap them twice"),
-        ('{"prompt": "x", "chosen": "y", "rejected": "z"}', 3, "preference rows"),
+        ('{"prompt": "x", "chosen": "y", "rejected": 5}', 3, "'rejected' is a number, should be text"),
     ],
 )
 def test_a_bad_input_gets_one_exact_error_and_the_documented_code(prep, tmp_path, content, code, words):
@@ -326,7 +291,7 @@ def test_a_conversation_that_cannot_be_learned_names_line_and_turn(prep, turns, 
     ("arguments", "code", "words"),
     [
         (["nofile.csv"], 3, "nofile.csv: no such file"),
-        (["."], 3, "is a directory"),
+        (["empty"], 3, "is a directory without data files"),
         (["reddot.csv"], 2, "no --template is given"),
         (["reddot.csv", "--template", "alpacca"], 2, "did you mean 'alpaca'"),
         (["reddot.csv", "--template", "bad.toml"], 3, "line 1"),
@@ -352,13 +317,14 @@ def test_a_wrong_request_gets_one_exact_error_and_the_documented_code(prep, redd
     (tmp_path / "old.jsonl").write_text("old\n")
     (tmp_path / "bad.toml").write_text('name = "m"\ncompletion = "{% if %}"\n')
     (tmp_path / "missing.toml").write_text('name = "m"\nrequired = ["product"]\ncompletion = "{{ foo }}"\n')
+    (tmp_path / "empty").mkdir()
     before = reddot.read_bytes()
     result = prep(*arguments)
     assert result.exit_code == code, result.stderr
     assert result.stdout == "" and words in result.stderr and result.stderr.count("ftkit: error:") == 1
     assert "Traceback" not in result.stderr
     assert reddot.read_bytes() == before and (tmp_path / "old.jsonl").read_text() == "old\n"
-    assert sorted(os.listdir(tmp_path)) == ["bad.toml", "missing.toml", "old.jsonl", "reddot.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["bad.toml", "empty", "missing.toml", "old.jsonl", "reddot.csv"]
 
 
 def test_without_input_on_a_terminal_prep_explains_itself_and_does_not_wait(tmp_path):
@@ -386,6 +352,16 @@ def test_a_reader_that_leaves_ends_prep_quietly_with_141(reddot, tmp_path):
 def test_a_full_disk_is_an_error_with_74(reddot, tmp_path):
     done = run_shell("ftkit prep reddot.csv --template alpaca -q > /dev/full", tmp_path)
     assert done.returncode == ExitCode.IO and b"No space left" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_closed_streams_are_no_crash(reddot, tmp_path):
+    assert run_shell("ftkit prep reddot.csv --template alpaca 2>&-", tmp_path).stdout.count(b"\n") == 4
+    for command, code in [
+        ("ftkit prep <&-", ExitCode.USAGE),
+        ("ftkit prep reddot.csv --template alpaca >&-", ExitCode.IO),
+    ]:
+        done = run_shell(command, tmp_path)
+        assert done.returncode == code and b"is a bug" not in done.stderr, done.stderr
 
 
 def test_stdout_onto_the_input_is_refused(reddot, tmp_path):

@@ -6,7 +6,9 @@
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
@@ -30,11 +32,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich would cost a quarter of the time budget of --help
 )
 COMMON = {
-    "config": (str | None, None, typer.Option(help="Settings from this .toml or .yaml file", metavar="FILE", rich_help_panel="Common")),
-    "print_config": (bool, False, typer.Option("--print-config", help="Print the settings and where each came from", rich_help_panel="Common")),
-    "quiet": (bool, False, typer.Option("--quiet", "-q", help="Say nothing but errors", rich_help_panel="Common")),
-    "verbose": (bool, False, typer.Option("--verbose", "-v", help="Say more", rich_help_panel="Common")),
-    "debug": (bool, False, typer.Option("--debug", help="Show the traceback of an error", rich_help_panel="Common")),
+    "config": (str | None, None, typer.Option(help="Settings from this .toml or .yaml file", metavar="FILE")),
+    "print_config": (bool, False, typer.Option("--print-config", help="Print the settings and where each came from")),
+    "quiet": (bool, False, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors")),
+    "verbose": (bool, False, typer.Option("--verbose", "-v", help="Say more")),
+    "debug": (bool, False, typer.Option("--debug", help="Show the traceback of an error")),
 }
 
 
@@ -82,7 +84,11 @@ def run_chat(settings: kinds.ChatSettings) -> None:
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "prep": (kinds.PrepSettings, run_prep, "ftkit prep reddot.csv --template alpaca > train.jsonl"),
-    "estimate-memory": (kinds.EstimateSettings, run_estimate_memory, "ftkit estimate-memory --qlora --r 8 --targets all-linear --gpu t4"),
+    "estimate-memory": (
+        kinds.EstimateSettings,
+        run_estimate_memory,
+        "ftkit estimate-memory --qlora --r 8 --targets all-linear --gpu t4",
+    ),
     "train": (kinds.TrainSettings, run_train, "ftkit train train.jsonl --qlora --r 8 --targets all-linear"),
     "eval": (kinds.EvalSettings, run_eval, "ftkit eval --baseline"),
     "merge": (kinds.MergeSettings, run_merge, "ftkit merge"),
@@ -93,9 +99,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
 def declare(name: str, kind: type, forward: Callable[[Any], None], example: str) -> None:
     """Register a command whose options are the fields of a settings dataclass."""
 
-    def command(context: typer.Context, **given: Any) -> None:
-        typed = {key for key in given if context.get_parameter_source(key).name == "COMMANDLINE"}  # type: ignore[union-attr]
-        execute(name, kind, forward, {key: value for key, value in given.items() if key in typed})
+    def command(context: typer.Context, **given: Any) -> Callable[[], None]:
+        typed = {key for key in given if getattr(context.get_parameter_source(key), "name", None) == "COMMANDLINE"}
+        return partial(execute, name, kind, forward, {key: value for key, value in given.items() if key in typed})
 
     parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     hints, types = get_type_hints(kind, include_extras=True), field_types(kind)
@@ -117,86 +123,122 @@ def parameter_of(field: Any, bare: Any, extra: kinds.Option | kinds.Argument) ->
     default = None if field.default is MISSING else field.default
     default = list(default) if isinstance(default, tuple) else default
     if isinstance(extra, kinds.Argument):
-        return keyword(field.name, Annotated[bare, typer.Argument(help=extra.help, metavar=extra.metavar, show_default=False)], default)
+        return keyword(
+            field.name,
+            Annotated[bare, typer.Argument(help=extra.help, metavar=extra.metavar, show_default=False)],
+            default,
+        )
     shown = default not in (None, False, [])
-    option = typer.Option(kinds.flag_of(field.name), *extra.names, help=extra.help, metavar=extra.metavar, show_default=shown)
+    option = typer.Option(
+        kinds.flag_of(field.name), *extra.names, help=extra.help, metavar=extra.metavar, show_default=shown
+    )
     return keyword(field.name, Annotated[bare, option], default)
 
 
 def execute(name: str, kind: type, forward: Callable[[Any], None], flags: dict[str, Any]) -> None:
     """Resolve the settings of a command from all layers, then run it."""
     common = {key: flags.pop(key) for key in list(flags) if key in COMMON}
-    console.set_level(console.QUIET if common.get("quiet") else console.VERBOSE if common.get("verbose") else console.NORMAL)
-    layers = [Layer("command line", flags), environment_layer(kind, os.environ)]
-    files = [Path(common["config"])] if common.get("config") else []
-    files += [Path(PROJECT_FILE)] if Path(PROJECT_FILE).is_file() else []
-    layers += [Layer(str(path), read_command_table(path, name)) for path in files]
-    resolved, sources = resolve(kind, layers)
+    console.set_level(
+        console.QUIET if common.get("quiet") else console.VERBOSE if common.get("verbose") else console.NORMAL
+    )
+    layers = [
+        Layer("command line", flags),
+        environment_layer(kind, os.environ),
+        *file_layers(name, common.get("config")),
+    ]
+    settings: tuple[Any, dict[str, str]] = resolve(kind, layers)
+    resolved, sources = settings
     if callable(getattr(resolved, "check", None)):  # merge has an option of that name
         resolved.check()
     if common.get("print_config"):
         sys.stdout.write(f"[{name}]\n" + "\n".join(describe(resolved, sources)) + "\n")
         return
     console.silence_libraries()
-    guard(partial(forward, resolved), debug=bool(common.get("debug")))
+    forward(resolved)
 
 
-def guard(work: Callable[[], None], *, debug: bool) -> None:
-    """Run a command; every way that it can end becomes an exit status, and words where a person needs them."""
-    try:
-        work()
-        sys.stdout.flush()
-    except UserError as error:
-        if debug:
-            raise
-        raise leave(error.exit_code, error.message, error.hint) from None
-    except BrokenPipeError:
-        silence_stdout()
-        raise leave(ExitCode.CLOSED_PIPE) from None
-    except KeyboardInterrupt:
-        raise leave(ExitCode.INTERRUPTED, "interrupted") from None
-    except OSError as error:
-        if debug:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        raise leave(ExitCode.IO, f"{where}{error.strerror or error}") from None
-    except MemoryError:
-        raise leave(ExitCode.MEMORY, "out of memory", "make --micro-batch or --max-length smaller") from None
-
-
-def leave(code: ExitCode, message: str | None = None, hint: str | None = None) -> typer.Exit:
-    """Print the words of an ending and return the exit that carries its status."""
-    if message:
-        console.error(message, hint)
-    return typer.Exit(code)
-
-
-def silence_stdout() -> None:
-    """After a closed pipe: Python flushes stdout once more at exit, which must not fail aloud."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def file_layers(name: str, config: str | None) -> list[Layer]:
+    """What the file of --config and `ftkit.toml` in the current folder say about a command, the first one stronger."""
+    files = [Path(config)] if config else []
+    files += [Path(PROJECT_FILE)] if Path(PROJECT_FILE).is_file() else []
+    return [Layer(str(path), *read_command_table(path, name)) for path in files]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `ftkit`: runs a command and exits with its documented status.
-
-    `--version` is answered here: as an option of the group it would make typer load pydantic for every --help.
-    """
+    """Entry point of `ftkit`: runs a command and exits with its documented status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.stderr is None:  # closed: what is said to a person is lost, the work goes on
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.exit(int(guard(partial(run, arguments), debug="--debug" in arguments)))
+
+
+def run(arguments: list[str]) -> None:
+    """Read the command line, then do what it says. typer only reads: the work is outside of its handling of errors.
+
+    `--version` and `COMMAND --help` are answered here: reading any option makes typer load pydantic, which takes as
+    long as all the rest of --help.
+    """
+    if sys.stdout is None:
+        raise UserError("stdout is closed", ExitCode.IO, hint="ftkit writes its results there")
     if arguments == ["--version"]:
         sys.stdout.write(f"ftkit {__version__}\n")
-        sys.exit(ExitCode.OK)
+        return
+    if len(arguments) == 2 and arguments[0] in COMMANDS and arguments[1] == "--help":
+        sys.stdout.write(help_of(arguments[0]) + "\n")
+        return
     try:
-        status = app(args=arguments or ["--help"], prog_name="ftkit", standalone_mode=False)
-    except UserError as error:
+        work = app(args=arguments or ["--help"], prog_name="ftkit", standalone_mode=False)
+    except SystemExit:  # typer's answer to a reader of --help that went away
+        raise BrokenPipeError from None
+    if callable(work):
+        work()
+
+
+def help_of(name: str) -> str:
+    """The help of a command, as typer words it."""
+    group: Any = typer.main.get_command(app)
+    command = group.commands[name]
+    return str(command.get_help(typer.Context(command, info_name=name, parent=typer.Context(group, info_name="ftkit"))))
+
+
+def guard(work: Callable[[], None], *, debug: bool) -> ExitCode:
+    """Run; every way that it can end becomes an exit status, and words where a person needs them."""
+    try:
+        work()
+        sys.stdout.flush()
+        return ExitCode.OK
+    except BrokenPipeError:
+        status = ExitCode.CLOSED_PIPE
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        status = ExitCode.INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        status = explain(error, debug=debug)
+    settle_stdout()
+    return status
+
+
+def explain(error: Exception, *, debug: bool) -> ExitCode:
+    """Say in words what went wrong; returns the exit status that stands for it."""
+    if isinstance(error, UserError):
         console.error(error.message, error.hint)
-        status = error.exit_code
-    except ClickException as error:
-        console.error(error.format_message(), usage_hint(error))
-        status = ExitCode.USAGE
-    except Exception:
-        raise_or_report()
-        status = ExitCode.BUG
-    sys.exit(int(status or 0))
+        return error.exit_code
+    if isinstance(error, ClickException):
+        console.error(error.format_message().replace(": Value error, ", ": "), usage_hint(error))
+        return ExitCode.USAGE
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        console.error(f"{where}{error.strerror or error}")
+        return ExitCode.IO
+    if is_out_of_memory(error):
+        console.error(
+            "out of memory", "make --micro-batch or --max-length smaller; ftkit estimate-memory says what fits"
+        )
+        return ExitCode.MEMORY
+    console.error(f"internal error: {type(error).__name__}: {str(error)[:300]}", crash_hint(debug=debug))
+    return ExitCode.BUG
 
 
 def usage_hint(error: ClickException) -> str:
@@ -205,19 +247,31 @@ def usage_hint(error: ClickException) -> str:
     return f"{context.command_path if context else 'ftkit'} --help"
 
 
-def raise_or_report() -> None:
-    """An error of ours: keep the traceback in a file, show one line (all of it with --debug)."""
-    import tempfile
-    import traceback
+def is_out_of_memory(error: Exception) -> bool:
+    """True for Python's own error and for torch's on a GPU and on the CPU, known by name: torch may not be loaded."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
-    text = traceback.format_exc()
-    if "--debug" in sys.argv:
-        sys.stderr.write(text)
-        return
+
+def crash_hint(*, debug: bool) -> str:
+    """For an error of ours: the traceback goes into a file, or with --debug on the screen."""
+    if debug:
+        return "this is a bug of ftkit; the traceback is above"
+    import tempfile
+
     with tempfile.NamedTemporaryFile("w", prefix="ftkit-crash-", suffix=".txt", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    last = text.strip().splitlines()[-1]
-    console.error(f"internal error: {last[:300]}", f"this is a bug of ftkit; the traceback is in {file.name}, or add --debug")
+        file.write(traceback.format_exc())
+    return f"this is a bug of ftkit; the traceback is in {file.name}, or add --debug"
+
+
+def settle_stdout() -> None:
+    """Write what is left of the output. Where that fails, drop it: Python would try again at exit, and fail aloud."""
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):  # full or closed
+        with suppress(OSError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 for _name, (_kind, _forward, _example) in COMMANDS.items():

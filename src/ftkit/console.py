@@ -48,6 +48,8 @@ def error(message: str, hint: str | None = None) -> None:
 def write_line(text: str, stream: IO[str] | None = None) -> None:
     """One line on stderr; a closed stderr must not stop the work."""
     stream = stream or sys.stderr
+    if stream is None:
+        return
     try:
         stream.write(safe(text, stream) + "\n")
         stream.flush()
@@ -69,10 +71,16 @@ def faint(text: str) -> None:
 
 
 def safe(text: str, stream: IO[str]) -> str:
-    """Text from data may hold terminal escapes and bidirectional overrides: out of a terminal they are kept, on one not."""
+    """Text from data may hold terminal escapes and overrides of direction: kept in pipes, not on a terminal."""
     if not is_terminal(stream):
         return text
-    return "".join(c for c in text if c in "\n\t" or (c.isprintable() and c not in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069") or ord(c) > 0xFFFF)
+    return "".join(
+        c
+        for c in text
+        if c in "\n\t"
+        or (c.isprintable() and c not in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+        or ord(c) > 0xFFFF
+    )
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -92,7 +100,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     from rich.markup import escape
     from rich.table import Table
 
-    drawn = Table(title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = Table(
+        title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
+    )
     for place, name in enumerate(columns):
         drawn.add_column(escape(name), justify="left" if place == 0 else "right", overflow="fold")
     stream = sys.stdout if to_stdout else sys.stderr
@@ -117,7 +127,13 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=True)
             self._task = self._bar.add_task(self.what, total=self.total, note="")
             self._bar.start()
@@ -152,6 +168,7 @@ def silence_libraries() -> None:
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not is_terminal(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("transformers", "bitsandbytes", "peft", "accelerate", "torch", "datasets", "huggingface_hub"):

@@ -39,7 +39,7 @@ def test_95_of_100_intervals_hold_the_true_difference():
 
 
 def test_weights_make_a_ratio_of_sums():
-    """Two rows, 1 and 3 tokens: base 4 nats over 4 tokens, tuned 2 over 4. Drawn rows give 1/1 - 2/1, 1/3 - 2/3 or 2/4 - 4/4."""
+    """Rows of 1 and 3 tokens: 4 nats over 4 tokens, then 2 over 4. Draws give 1/1 - 2/1, 1/3 - 2/3 or 2/4 - 4/4."""
     interval = paired_interval(np.array([2.0, 2.0]), np.array([1.0, 1.0]), np.array([1.0, 3.0]), seed=1)
     assert interval.difference == pytest.approx(-0.5)
     assert interval.low == pytest.approx(-1.0) and interval.high == pytest.approx(-1 / 3)

@@ -6,20 +6,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
-    AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig,
-    LlamaForCausalLM, MistralConfig, MistralForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
 )  # fmt: skip
 
 from ftkit.core.encoding import decode_answer
 from ftkit.core.generation import (
-    BROKEN, Writing, beginning_of_stop, cut_before_stop, generate_batch, honours_padding, length_batches, stream_answer,
+    BROKEN,
+    Writing,
+    beginning_of_stop,
+    cut_before_stop,
+    generate_batch,
+    honours_padding,
+    length_batches,
+    stream_answer,
 )  # fmt: skip
 from ftkit.errors import ExitCode, UserError
 
 torch.set_num_threads(1)
 VOCABULARY = 300
 CONTEXT = 48
-ROTARY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT)
+ROTARY = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT
+)
 SHAPES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {**ROTARY, "num_key_value_heads": 2}),
     "gpt-neox": (GPTNeoXForCausalLM, GPTNeoXConfig, ROTARY),
@@ -30,7 +48,11 @@ SHAPES = {
         | {"max_position_embeddings": CONTEXT},
     ),
     "gpt-2": (GPT2LMHeadModel, GPT2Config, dict(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT)),
-    "mistral with a window of 8": (MistralForCausalLM, MistralConfig, {**ROTARY, "num_key_value_heads": 2, "sliding_window": 8}),
+    "mistral with a window of 8": (
+        MistralForCausalLM,
+        MistralConfig,
+        {**ROTARY, "num_key_value_heads": 2, "sliding_window": 8},
+    ),
 }
 STOPS = list(range(0, VOCABULARY, 23))
 
@@ -104,7 +126,9 @@ def test_a_model_with_an_adapter_answers_as_transformers_lets_it(tokenizer):
     base = SHAPES["llama"][0](random_model("llama").config)
     tuned = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
     prompt = random_prompts(1, lengths=(9,))[0]
-    options = dict(attention_mask=torch.ones(1, 9), do_sample=False, max_new_tokens=12, min_new_tokens=12, pad_token_id=0)
+    options = dict(
+        attention_mask=torch.ones(1, 9), do_sample=False, max_new_tokens=12, min_new_tokens=12, pad_token_id=0
+    )
     [with_adapter] = generate_batch(tuned, tokenizer, [prompt], stop_ids=[], max_new=12)
     assert with_adapter.ids == tuned.generate(input_ids=torch.tensor([prompt]), **options)[0, 9:].tolist()
     with tuned.disable_adapter():

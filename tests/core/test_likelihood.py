@@ -22,8 +22,12 @@ def random_model(shape):
     options |= dict(hidden_size=32, max_position_embeddings=CONTEXT)
     if shape == "gpt-neo":
         kinds = [[["global", "local"], 1]]
-        return GPTNeoForCausalLM(GPTNeoConfig(num_layers=2, num_heads=4, attention_types=kinds, window_size=8, **options)).eval()
-    return LlamaForCausalLM(LlamaConfig(intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, **options)).eval()
+        return GPTNeoForCausalLM(
+            GPTNeoConfig(num_layers=2, num_heads=4, attention_types=kinds, window_size=8, **options)
+        ).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, **options)
+    ).eval()
 
 
 def random_examples(count=20):

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from ftkit.core.comparison import compare
 from ftkit.core.likelihood import Likelihood
 from ftkit.core.scoring import (
-    RowScore, field_scores, metrics_of, read_fields, rouge_can_read, rouge_scores, score_answer, token_f1, total,
+    RowScore,
+    field_scores,
+    metrics_of,
+    read_fields,
+    rouge_can_read,
+    rouge_scores,
+    score_answer,
+    token_f1,
+    total,
 )  # fmt: skip
 
 PATTERN = "Write the description. product: {product}; category: {category}"
@@ -47,7 +55,10 @@ def test_exact_match_passes_over_space_at_the_ends_only():
 
 
 def test_fields_are_read_back_from_an_instruction():
-    assert read_fields(PATTERN, PATTERN.format(product="Arc; 2", category="Table\nLamp")) == {"product": "Arc; 2", "category": "Table\nLamp"}
+    assert read_fields(PATTERN, PATTERN.format(product="Arc; 2", category="Table\nLamp")) == {
+        "product": "Arc; 2",
+        "category": "Table\nLamp",
+    }
     assert read_fields(PATTERN, "Write a poem.") == {}
     assert read_fields("{{a}} (b) {b c}?", "{a} (b) 5?") == {"b c": "5"}
 
@@ -74,8 +85,21 @@ def test_totals_are_ratios_of_sums_so_that_long_rows_weigh_more():
 
 
 def test_metrics_are_shown_in_one_order_whatever_the_rows_have():
-    rows = [row(1, 1, stopped=1.0, exact_match=0.0), row(1, 1, **{"field.b": 1.0, "field_accuracy": 1.0, "rougeL": 0.5, "f1": 0.2})]
-    order = ["loss", "perplexity", "bits_per_byte", "exact_match", "f1", "rougeL", "field_accuracy", "field.b", "stopped"]
+    rows = [
+        row(1, 1, stopped=1.0, exact_match=0.0),
+        row(1, 1, **{"field.b": 1.0, "field_accuracy": 1.0, "rougeL": 0.5, "f1": 0.2}),
+    ]
+    order = [
+        "loss",
+        "perplexity",
+        "bits_per_byte",
+        "exact_match",
+        "f1",
+        "rougeL",
+        "field_accuracy",
+        "field.b",
+        "stopped",
+    ]
     assert metrics_of(rows) == order
 
 

@@ -180,7 +180,7 @@ def test_one_object_over_many_lines_is_explained(tmp_path):
     path.write_text(json.dumps({"data": [{"a": 1}]}, indent=2))
     with pytest.raises(UserError, match="one JSON object over several lines") as caught:
         read_file(path)
-    assert "jq" in (caught.value.hint or "")
+    assert "--records data" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "[]", "[ ]\n"])

@@ -32,6 +32,10 @@ def test_good_rows_are_known_by_their_keys(row, kind):
         ({"prompt": "a", "completion": None}, "'completion' is null"),
         ({"prompt": "a", "completion": " "}, "no answer, nothing to learn"),
         ({"text": ""}, "nothing to learn"),
+        ({"text": "a", "label": "b"}, "rows of classification cannot be trained yet"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "rows of preference cannot be trained yet"),
+        ({"prompt": "a", "completion": "b", "label": True}, "rows of preference cannot be trained yet"),
+        ({"messages": [*turns("user"), {**turns("assistant")[0], "tool_calls": [1]}]}, "turn 2 calls a tool"),
         ({"messages": []}, "at least one turn"),
         ({"messages": "hello"}, "should be a list"),
         ({"messages": ["hello"]}, "turn 1 has no role"),
@@ -49,3 +53,37 @@ def test_a_row_that_teaches_nothing_is_named_with_its_reason(row, words):
         check_row(row, "f:9")
     assert caught.value.message.startswith("f:9: ") and words in caught.value.message
     assert caught.value.exit_code == ExitCode.DATA
+
+
+PREPARED = ("preference", "classification")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"text": "a", "label": 3}, "classification"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
+        ({"prompt": "a", "completion": "b", "label": False}, "preference"),
+        ({"prompt": turns("user"), "chosen": turns("assistant"), "rejected": [{"role": "assistant", "content": "x"}]}, "preference"),
+    ],
+)
+def test_rows_that_only_prep_takes_are_known_too(row, kind):
+    assert check_row(row, "f:1", kinds=PREPARED) == kind
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"text": "a", "label": " "}, "'label' is empty"),
+        ({"text": "a", "label": 0.5}, "'label' is a number, should be text or a whole number"),
+        ({"prompt": "a", "chosen": "b", "rejected": " "}, "'rejected' is empty"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same"),
+        ({"prompt": "a", "chosen": turns("assistant"), "rejected": "b"}, "'chosen' is a list, should be text"),
+        ({"prompt": [], "completion": turns("assistant"), "label": True}, "'prompt' has no turn"),
+        ({"prompt": turns("user"), "completion": turns("user"), "label": True}, "two user turns in a row"),
+    ],
+)
+def test_a_preference_or_label_that_teaches_nothing_is_named(row, words):
+    with pytest.raises(UserError) as caught:
+        check_row(row, "f:9", kinds=PREPARED)
+    assert caught.value.message.startswith("f:9: ") and words in caught.value.message

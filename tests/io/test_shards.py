@@ -130,6 +130,7 @@ def entry(start, end):
     return {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
 
 
+ENTRY = json.dumps(entry(0, 1)).encode()
 DAMAGED = {
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
     "page": (b"<!DOCTYPE html><html><body>404</body></html>", "HTML page"),
@@ -138,11 +139,11 @@ DAMAGED = {
     "short": (b"abc", "too short"),
     "endless header": (struct.pack("<Q", 2**63) + b"{}" * 40, "cut off?"),
     "no JSON": (raw(b"{not json" + b" " * 60), "not JSON"),
-    "twice": (raw(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"), "'a' stands twice"),
+    "twice": (raw(b'{"a":' + ENTRY + b',"a":' + ENTRY + b"}", b"x"), "'a' stands twice"),
     "hole": (raw({"a": entry(0, 2), "b": entry(3, 4)}, b"xxxx"), "'b' leaves a hole"),
     "overlap": (raw({"a": entry(0, 2), "b": entry(1, 4)}, b"xxxx"), "'b' overlaps"),
     "cut": (raw({"a": entry(0, 100)}, b"x" * 60), "cut off?"),
-    "wrong shape": (raw({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"x" * 8), "'a' has a wrong entry"),
+    "wrong shape": (raw({"a": entry(0, 8) | {"dtype": "F32"}}, b"x" * 8), "'a' has a wrong entry"),
 }  # fmt: skip
 
 
@@ -154,6 +155,13 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path, kind):
         read_header(tmp_path / SINGLE)
     assert raised.value.exit_code == ExitCode.MODEL
     assert words in raised.value.message and SINGLE in raised.value.message
+
+
+@pytest.mark.parametrize("header_bytes", [0x3C20, 0x4B50, 0x1780])  # lengths that begin with " <", "PK", "\\x80"
+def test_a_header_whose_length_looks_like_other_content_is_read(tmp_path, header_bytes):
+    text = json.dumps({"a": entry(0, 1)}).encode()
+    (tmp_path / SINGLE).write_bytes(raw(text.ljust(header_bytes), b"x"))
+    assert list(read_header(tmp_path / SINGLE)) == ["a"]
 
 
 def test_a_shard_that_the_index_lists_and_that_is_not_there_is_named(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.inputs import ReadOptions, open_input
-from ftkit.io.tables import Fault, Record, find_delimiter, read_table
+from ftkit.io.tables import Fault, Record, TableOptions, find_delimiter, read_table
 from ftkit.io.text_input import open_text
 
 
@@ -15,7 +15,7 @@ def text_of(content, encoding=None, name="t.csv"):
 
 
 def read(content, delimiter=",", longest=1000, encoding=None):
-    return list(read_table(text_of(content, encoding), delimiter, longest))
+    return list(read_table(text_of(content, encoding), TableOptions(delimiter, longest)))
 
 
 def error_of(content, **options):
@@ -156,7 +156,7 @@ def test_a_long_table_is_read_whole_beyond_the_part_that_is_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head", "called"), [(b"PAR1", "Parquet"), (b"PK\x03\x04", "zip"), (b"%PDF-1.7", "PDF"), (b"\x1f\x8b", "gzip")]
+    ("head", "called"), [(b"PAR1", "Parquet"), (b"PK\x03\x04", "zip"), (b"%PDF-1.7", "PDF"), (b"BZh9", "bzip2")]
 )
 def test_what_is_no_text_is_named_by_its_type(head, called):
     with pytest.raises(UserError, match=called) as caught:

@@ -53,7 +53,8 @@ def test_every_shipped_template_renders_what_it_requires(name):
         assert "hello" in template.render_chat([{"role": "user", "content": "hello"}], generate=True)
     else:
         fields = {field: f"<{field}>" for field in template.required}
-        rendered = template.render_prompt(fields) + template.render_completion(fields)
+        parts = [part for part in ("prompt", "completion", "chosen", "rejected", "label") if getattr(template, part)]
+        rendered = "".join(template.render_part(part, fields, "f:1") for part in parts)
         assert all(text in rendered for text in fields.values())
 
 

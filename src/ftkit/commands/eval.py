@@ -13,7 +13,7 @@ from ftkit import console
 from ftkit.core.comparison import Comparison, compare
 from ftkit.core.encoding import Encoder
 from ftkit.core.evaluation import Task, answers, asked_text, make_task, score_answers, score_likelihoods
-from ftkit.core.generation import Answer, honours_padding
+from ftkit.core.generation import Answer, honours_padding, own_stop_ids
 from ftkit.core.scoring import FIELD, RowScore, metrics_of, rouge_can_read, total
 from ftkit.core.settings import EvalSettings
 from ftkit.errors import ExitCode, UserError
@@ -50,6 +50,7 @@ def run(settings: EvalSettings) -> None:
     """Find what to score and the rows, score, report."""
     if settings.output:
         refuse_existing(Path(settings.output), replace=settings.force)
+        Path(settings.output).parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     trained = find_subject(settings)
     untuned = base_of(trained) if settings.baseline else None
     data = read_row_file(find_rows(settings, trained), "eval")
@@ -78,7 +79,7 @@ def find_rows(settings: EvalSettings, trained: Trained) -> str:
         return settings.data
     if trained.run is None:
         raise UserError(f"no rows to score {trained.name} on", ExitCode.USAGE, hint="ftkit eval rows.jsonl --model ...")
-    if not trained.run.valid.is_file():
+    if not trained.run.valid.is_file() or trained.run.valid.stat().st_size == 0:
         hint = "name rows: ftkit eval rows.jsonl"
         raise UserError(f"{trained.name}: the run held no rows out", ExitCode.DATA, hint=hint)
     return str(trained.run.valid)
@@ -127,10 +128,10 @@ def evaluate(
 ) -> Result:
     """Load, score the rows, then score them by the untuned base: the same weights with the adapter switched off."""
     device = pick_device(settings.device)
-    console.info(f"{trained.name}: {len(data.rows):,} rows of {data.source}")
+    console.info(f"{trained.name}: {count(len(data.rows))} of {data.source}")
     loaded = load_trained(trained, device)
     encoder = Encoder(loaded.tokenizer, template)
-    task = make_task(data, encoder, loaded.card, own_stops(loaded.model), loaded.context)
+    task = make_task(data, encoder, loaded.card, own_stop_ids(loaded.model), loaded.context)
     say_what_is_left_out(task)
     tuned = score(loaded.model, task, settings, "tuned" if untuned else "rows")
     if untuned is None:
@@ -154,12 +155,6 @@ def say_what_is_left_out(task: Task) -> None:
         console.warn(f"{of} left out: longer than the model's context of {task.context} tokens")
     if task.generates and not rouge_can_read(task.references):
         console.info("ROUGE left out: it reads Latin letters only, the references have none")
-
-
-def own_stops(model: Any) -> list[int]:
-    """The end tokens that a model's makers wrote into generation_config.json."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def score(model: Any, task: Task, settings: EvalSettings, who: str) -> list[RowScore]:
@@ -227,14 +222,14 @@ def show_samples(result: Result) -> None:
 def show_scores(settings: EvalSettings, trained: Trained, result: Result) -> None:
     """The table of scores on stderr, and what it says in a sentence."""
     metrics = metrics_of(result.tuned)
-    title = f"{len(result.tuned):,} rows, {sum(row.likelihood.tokens for row in result.tuned):,} answer tokens"
+    title = f"{count(len(result.tuned))}, {sum(row.likelihood.tokens for row in result.tuned):,} answer tokens"
     if result.base is None:
         console.table(title, ["", "score"], [[label(m), number(m, total(result.tuned, m))] for m in metrics])
         return
     columns = ["", "base", "tuned", "difference", "95 % interval", "rows won/lost/tied"]
     console.table(title, columns, [comparison_line(result, metric) for metric in metrics])
     if len(result.tuned) < FEW_ROWS:
-        console.info(f"{len(result.tuned)} rows are few: the intervals are rough")
+        console.info(f"intervals from {count(len(result.tuned))} only are rough")
     verdicts = {metric: result.comparisons[metric].verdict for metric in metrics}
     for verdict, words in VERDICTS.items():
         named = [label(metric) for metric in metrics if verdicts[metric] == verdict]
@@ -254,6 +249,11 @@ def comparison_line(result: Result, metric: str) -> list[str]:
         f"{low} to {high}",
         f"{found.won}/{found.lost}/{found.tied}",
     ]
+
+
+def count(rows: int) -> str:
+    """So many rows, in words."""
+    return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
 def label(metric: str) -> str:

@@ -17,11 +17,11 @@ from ftkit.core.settings import MergeSettings, require
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, open_adapter_weights
 from ftkit.io.atomic import atomic_folder
-from ftkit.io.base_model import check_base, read_config
+from ftkit.io.base_model import check_base, local_files, read_config
 from ftkit.io.card import write_card
 from ftkit.io.devices import DTYPES
 from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read_report, refuse_harm, write_report
-from ftkit.io.model_folder import copy_beside, local_folder, require_space, write_config
+from ftkit.io.model_folder import copy_beside, require_space, write_config
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
 from ftkit.io.trained import Trained, open_trained, open_trained_run
@@ -117,7 +117,7 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
             ExitCode.MODEL,
             hint="give the adapter the model that this one was quantised from",
         )
-    base = local_folder(trained.base)
+    base = local_files(trained.base, weights=True)
     out = choose_output(settings, trained)
     refuse_harm(out, trained.adapter, base)
     adapter = open_adapter_weights(trained.adapter)

@@ -1,92 +1,163 @@
-"""Turn tables and files of records into training rows: read, choose columns, render, leave out duplicates, write."""
+"""Turn tables and files of records into training rows: read, choose columns, render, leave out, order, write."""
 
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import jsonlines
 import orjson
 
 from ftkit import console
+from ftkit.commands.prep_output import Made, rejects_output, rows_destination, to_file
+from ftkit.commands.prep_report import report, show_templates
+from ftkit.core.augmentation import Augment, augmenter
 from ftkit.core.columns import LOOKED_AT_ROWS, NoAnswer
+from ftkit.core.digest_set import DigestSet
 from ftkit.core.mojibake import misread_sample
+from ftkit.core.near_duplicates import NearDuplicates
+from ftkit.core.row_filters import Condition, check_where, length_option, parse_where, texts_of
+from ftkit.core.row_ledger import SHOWN_OF_A_KIND, Ledger, NothingLeft
+from ftkit.core.row_order import mixed, parse_sample, quotas, sampled
 from ftkit.core.row_plan import Beginning, Plan, Row, make_plan
-from ftkit.core.settings import PrepSettings, require
-from ftkit.core.splitting import content_digest, parse_shares, part_of
+from ftkit.core.row_stats import RowStats
+from ftkit.core.settings import PrepSettings
+from ftkit.core.splitting import content_digest, parse_shares, question_digest
+from ftkit.core.transcripts import parse_marks
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.atomic import atomic_folder, read_manifest
 from ftkit.io.inputs import OpenInput, ReadOptions, open_input
-from ftkit.io.jsonl import STDIN, rows_output
+from ftkit.io.jsonl import STDIN, read_rows
+from ftkit.io.nested import MISSING, look_up
+from ftkit.io.shuffling import shuffled
+from ftkit.io.sources import HUB, Source, Sources, find_sources
 from ftkit.io.tables import Fault, Record, spelled_delimiter
 from ftkit.io.template import Template
 from ftkit.io.template_files import load_template, shipped_names
 from ftkit.io.text_input import check_encoding
+from ftkit.io.user_function import load_function
 
-SCHEMA = "ftkit.prep/1"
-SHOWN_OF_A_KIND = 5
 MOST_FAULTS_BEFORE_A_ROW = 10_000
-Write = Callable[[Row], Any]
+SPECIAL = re.compile(r"<\|[a-z_0-9]+\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]")
+"""What well-known tokenizers read as one of their special tokens."""
 
 
 def run(settings: PrepSettings) -> None:
     """Rows to stdout or -o, words to stderr; the rejected rows, if any, to --rejects."""
-    sources = list(settings.inputs) or [STDIN]
-    check_request(settings, sources)
+    if settings.list_templates:
+        show_templates(settings)
+        return
+    check_request(settings, list(settings.inputs) or [STDIN])
+    sources = find_sources(list(settings.inputs) or [STDIN])
+    refuse_overwriting(settings, [s.name for s in sources.inputs if s.name != STDIN and not s.name.startswith(HUB)])
+    tell(sources.notes)
     template = load_template(settings.template) if settings.template else None
     ledger, nothing_left = Ledger(), None
     with rejects_output(settings) as write_reject:
         work = Preparation(settings, template, ledger, write_reject)
+        end = Ending(settings, work.seen_elsewhere)
         try:
             with rows_destination(settings, ledger) as write_row:
-                for source in sources:
-                    work.prepare(source, write_row)
+                for made in ordered(work, sources):
+                    ledger.out += 1
+                    end.look_at(made, write_row(made))
                 ledger.require_rows()
+                end.require_no_leak()
         except NothingLeft as error:  # the rejects tell why: they are kept, the rows are not
             nothing_left = error
-    report(settings, template, ledger)
+    report(settings, work, end.stats, end.leaks)
     if nothing_left:
         raise nothing_left
 
 
-class NothingLeft(UserError):
-    """No row came out."""
+def ordered(work: "Preparation", sources: Sources) -> Iterator[Made]:
+    """The rows of all inputs: one after the other or mixed by weight, sampled and shuffled as asked."""
+    settings, ledger = work.settings, work.ledger
+
+    def leave_out() -> None:
+        ledger.not_sampled += 1
+
+    wanted = parse_sample(settings.sample) if settings.sample else None
+    if sources.weights is None:
+        rows: Iterator[Made] = chain.from_iterable(work.rows(source.name) for source in sources.inputs)
+        rows = sampled(rows, wanted, settings.seed, leave_out) if wanted else rows
+    else:
+        rows = weighted(work, sources, wanted, leave_out)
+    if settings.shuffle:
+        rows = map(unpacked, shuffled(map(packed, rows), settings.seed))
+    return rows
+
+
+def weighted(
+    work: "Preparation", sources: Sources, wanted: float | None, leave_out: Callable[[], None]
+) -> Iterator[Made]:
+    """The rows of weighted inputs in their proportions; a sample is drawn from each input by itself."""
+    weights = sources.weights or ()
+    streams: list[Iterator[Made]] = []
+    for group in range(len(weights)):
+        inputs = [source for source in sources.inputs if source.group == group]
+        streams.append(chain.from_iterable(work.rows(source.name) for source in inputs))
+    if wanted is not None:
+        counts = quotas(wanted, weights) if isinstance(wanted, int) else [wanted] * len(weights)
+        seed = work.settings.seed
+        streams = [sampled(s, n, seed + i, leave_out) for i, (s, n) in enumerate(zip(streams, counts, strict=True))]
+    names = [name_of_group(sources, group) for group in range(len(weights))]
+    for number, made in mixed(streams, weights, leave_out):
+        work.ledger.mixed[names[number]] += 1
+        yield made
+
+
+def name_of_group(sources: Sources, group: int) -> str:
+    """What a weighted argument is called: its one input, or the first of them and how many follow."""
+    inputs: list[Source] = [source for source in sources.inputs if source.group == group]
+    return inputs[0].name + (f" and {len(inputs) - 1} more" if len(inputs) > 1 else "")
+
+
+def packed(made: Made) -> bytes:
+    """A row as bytes, for a file."""
+    return orjson.dumps([made.row, made.digest.hex(), made.stratum, made.tokens])
+
+
+def unpacked(line: bytes) -> Made:
+    """The row of those bytes."""
+    row, digest, stratum, tokens = orjson.loads(line)
+    return Made(row, bytes.fromhex(digest), stratum, tokens)
 
 
 @dataclass
-class Ledger:
-    """Where every row that came in has gone: rows in = out + rejected + duplicates."""
+class Ending:
+    """What is looked at in the rows that are written."""
 
-    rows_in: int = 0
-    out: int = 0
-    rejected: int = 0
-    duplicates: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    lines: dict[str, list[int]] = field(default_factory=dict)
-    """The first lines of each reason."""
-    parts: Counter[str] = field(default_factory=Counter)
-    misread: int = 0
-    misread_example: str = ""
-    first: tuple[Plan, str] | None = None
-    """The first input's plan and name."""
+    settings: PrepSettings
+    elsewhere: tuple[frozenset[bytes], frozenset[bytes]]
+    """Digests of the rows and of the questions of --against."""
+    leaks: list[int] = field(default_factory=lambda: [0, 0])
+    """Rows that are also elsewhere; rows of which only the question is."""
+    stats: RowStats | None = None
 
-    def require_rows(self) -> None:
-        """Raise a data error if no row came out."""
-        if self.out == 0:
-            reasons = "; ".join(self.describe(reason) for reason, _ in self.reasons.most_common(SHOWN_OF_A_KIND))
-            hint = "mend the rows, or choose other columns with --map"
-            raise NothingLeft(f"0 rows left of {self.rows_in:,}: {reasons}", ExitCode.DATA, hint=hint)
+    def __post_init__(self) -> None:
+        self.stats = RowStats() if self.settings.stats else None
 
-    def describe(self, reason: str) -> str:
-        """A reason, how often it came up and the first lines where."""
-        count, lines = self.reasons[reason], ", ".join(map(str, self.lines[reason]))
-        return f"{reason} ({count:,} times, lines {lines}{', ...' if count > SHOWN_OF_A_KIND else ''})"
+    def look_at(self, made: Made, part: str | None) -> None:
+        """Count one row."""
+        if self.stats is not None:
+            self.stats.add(made.row, made.tokens, part)
+        rows, questions = self.elsewhere
+        if rows:
+            is_equal = made.digest in rows
+            self.leaks[0] += is_equal
+            self.leaks[1] += int(not is_equal and question_digest(made.row) in questions)
+
+    def require_no_leak(self) -> None:
+        """With --strict, rows that are also elsewhere are a data error."""
+        if self.settings.strict and any(self.leaks):
+            raise UserError(
+                f"{self.leaks[0]:,} rows are also in {self.settings.against}, {self.leaks[1]:,} more ask the same",
+                ExitCode.DATA,
+                hint="leave them out of one of the two",
+            )
 
 
 @dataclass
@@ -96,28 +167,73 @@ class Preparation:
     settings: PrepSettings
     template: Template | None
     ledger: Ledger
-    write_reject: Write | None
-    seen: set[bytes] = field(default_factory=set)
-    """Digests of the rows so far, 16 bytes each."""
+    write_reject: Callable[[Row], Any] | None
+    first: tuple[Plan, str] | None = None
+    """The first input's plan and where it began."""
+    seen: DigestSet = field(default_factory=DigestSet)
+    near: NearDuplicates | None = None
+    augment: Augment | None = None
+    condition: tuple[Condition, frozenset[str]] | None = None
+    seen_elsewhere: tuple[frozenset[bytes], frozenset[bytes]] = (frozenset(), frozenset())
+    shown: int = 0
 
-    def prepare(self, source: str, write: Write) -> None:
-        """All rows of one input."""
-        options = ReadOptions(
-            self.settings.format, self.settings.encoding, self.settings.delimiter, self.settings.max_field_bytes
-        )
-        with open_input(source, options) as opened:
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.marks = parse_marks(settings.turns) if settings.turns else None
+        self.near = NearDuplicates(settings.near) if settings.dedupe == "near" else None
+        self.condition = parse_where(settings.where) if settings.where else None
+        if settings.augment:
+            self.augment = augmenter(load_function(settings.augment, "--augment"), settings.augment)
+        if settings.against:
+            self.seen_elsewhere = digests_of(settings.against)
+        self.limit = token_limit(settings)
+
+    def rows(self, source: str) -> Iterator[Made]:
+        """All rows of one input that are not left out."""
+        with open_input(source, read_options(self.settings)) as opened:
             tell(opened.notes)
             first = read_first(opened, stop=self.settings.on_error == "stop")
-            sample = [item for item in first if isinstance(item, Record)]
-            plan = (
-                self.plan(opened, sample) if sample else None
-            )  # without a readable record there is nothing to plan for
-            for item in chain(first, opened.records):
-                self.ledger.rows_in += 1
-                row = self.row_of(item, plan, opened.name)
-                if row is not None and self.is_new(row):
-                    self.ledger.out += 1
-                    write(row)
+            records = self.records(chain(first, opened.records), opened.name)
+            looked_at = self.records(iter(first), opened.name, counted=False)
+            sample = [record for record, _ in looked_at if isinstance(record, Record)]
+            # without a readable record there is nothing to plan for
+            plan = self.plan(opened, sample) if sample else None
+            for record, is_made in records:
+                made = self.made(record, plan, opened.name, is_made=is_made)
+                if made is not None:
+                    yield made
+
+    def records(
+        self, items: Iterator[Record | Fault], name: str, *, counted: bool = True
+    ) -> Iterator[tuple[Record | Fault, bool]]:
+        """The records that --where wants, through --augment; and whether each was made by it."""
+        for item in items:
+            self.ledger.rows_in += counted
+            if isinstance(item, Record) and (self.condition or self.augment):
+                try:
+                    if self.condition and not self.wants(item, name):
+                        self.ledger.filtered.update(["--where"] * counted)
+                        continue
+                    if self.augment:
+                        yield from self.augmented(item, name, counted=counted)
+                        continue
+                except UserError as error:
+                    item = Fault(item.line, error, orjson.dumps(item.values, default=str).decode())
+            yield item, False
+
+    def wants(self, record: Record, name: str) -> bool:
+        """Whether --where holds for a record."""
+        holds, names = self.condition  # type: ignore[misc]
+        check_where(names, list(record.values), f"{name}:{record.line}")
+        return holds(record.values, f"{name}:{record.line}")
+
+    def augmented(self, record: Record, name: str, *, counted: bool) -> Iterator[tuple[Record, bool]]:
+        """What --augment makes of a record, counted so that the sum holds."""
+        found = self.augment(record.values, f"{name}:{record.line}")  # type: ignore[misc]
+        if counted:
+            self.ledger.made += max(0, len(found) - 1)
+            self.ledger.filtered.update([] if found else ["--augment"])
+        return ((Record(record.line, values), is_made) for values, is_made in found)
 
     def plan(self, opened: OpenInput, sample: list[Record]) -> Plan:
         """The plan for an input; all inputs must give the same kind of rows."""
@@ -125,14 +241,14 @@ class Preparation:
         beginning = Beginning(opened.name, sample[0].line, columns, [record.values for record in sample])
         if self.settings.map and self.template is None:
             raise needs_template("--map fills the fields of a template, and none is given")
-        plan = make_plan(beginning, self.template, self.settings.map)
+        plan = make_plan(beginning, self.template, self.settings.map, self.marks)
         if plan is None:
             raise needs_template(
                 f"{opened.name}: no training rows yet (they have {', '.join(columns)}), and no --template is given"
             )
         tell(plan.notes)
-        self.ledger.first = self.ledger.first or (plan, beginning.since)
-        other, since = self.ledger.first
+        self.first = self.first or (plan, beginning.since)
+        other, since = self.first
         if other.kind != plan.kind:
             raise UserError(
                 f"{beginning.since}: gives rows of {plan.kind}, {since} gives rows of {other.kind}",
@@ -141,33 +257,96 @@ class Preparation:
             )
         return plan
 
-    def row_of(self, item: Record | Fault, plan: Plan | None, name: str) -> Row | None:
-        """The row of one record; None if it was left out.
+    def made(self, item: Record | Fault, plan: Plan | None, name: str, *, is_made: bool) -> Made | None:
+        """The row of one record; None if it was left out, and counted where it went.
 
         A row without an answer is always left out and said; any other fault stops, unless --on-error is skip.
         """
+        place = f"{name}:{item.line}"
         try:
             if isinstance(item, Fault) or plan is None:
                 raise item.error  # type: ignore[union-attr]
-            row = plan.make(item.values, f"{name}:{item.line}")
+            row = plan.make(item.values, place)
+            if is_made:
+                row["meta"] = {"made_by": (self.settings.augment or "").rpartition("/")[2]}
+            return self.kept(row, item, place)
         except UserError as error:
             if self.settings.on_error == "stop" and not isinstance(error, NoAnswer):
                 raise
             self.reject(item, name, error)
             return None
-        if example := misread_sample(texts_of(row)):
-            self.ledger.misread += 1
-            self.ledger.misread_example = self.ledger.misread_example or f"{name}:{item.line}: {example}"
-        return row
 
-    def is_new(self, row: Row) -> bool:
-        """False, and counted, for a row that is equal to an earlier one."""
+    def kept(self, row: Row, record: Record, place: str) -> Made | None:
+        """The row with what it is known by, unless it is too short, too long or not new."""
+        self.look_for_oddities(row, place)
+        if option := length_option(row, self.settings.min_chars, self.settings.max_chars):
+            self.ledger.filtered[option] += 1
+            return None
+        tokens = None
+        if self.limit is not None:
+            fitted = self.limit.fit(row, place)
+            tokens = fitted.tokens
+            self.ledger.lost_tokens += fitted.lost_tokens
+            self.ledger.truncated += fitted.was_cut
+            if fitted.row is None:
+                self.ledger.filtered["--max-tokens"] += 1
+                return None
+            row = fitted.row
+        digest = content_digest(row)
+        if not self.is_new(row, digest, place):
+            return None
+        self.show(row)
+        return Made(row, digest, self.stratum_of(record, row, place), tokens)
+
+    def is_new(self, row: Row, digest: bytes, place: str) -> bool:
+        """False, and counted, for a row that is equal (or near) to an earlier one."""
         if self.settings.dedupe == "none":
             return True
-        before = len(self.seen)
-        self.seen.add(content_digest(row))
-        self.ledger.duplicates += len(self.seen) == before
-        return len(self.seen) > before
+        if not self.seen.add(digest):
+            self.ledger.duplicates += 1
+            return False
+        if self.near is not None and not self.near.is_new(texts_of(row), place):
+            self.ledger.duplicates += 1
+            self.ledger.near_duplicates += 1
+            return False
+        return True
+
+    def stratum_of(self, record: Record, row: Row, place: str) -> str | None:
+        """The value that --stratify keeps even, in the record or in the row made of it."""
+        name = self.settings.stratify
+        if name is None:
+            return None
+        value = look_up(record.values, name)
+        value = look_up(row, name) if value is MISSING else value
+        if value is MISSING:
+            raise UserError(
+                f"{place}: no column '{name}' for --stratify",
+                ExitCode.DATA,
+                hint=f"columns: {', '.join(record.values)}",
+            )
+        return str(value)
+
+    def look_for_oddities(self, row: Row, place: str) -> None:
+        """Count rows that look misread, and rows that hold the text of a special token."""
+        for text in texts_of(row):
+            if not text.isascii() and (example := misread_sample([text])):
+                self.ledger.misread += 1
+                self.ledger.misread_example = self.ledger.misread_example or f"{place}: {example}"
+                break
+        for text in texts_of(row):
+            if ("<" in text or "[" in text) and (found := SPECIAL.search(text)):
+                self.ledger.special += 1
+                self.ledger.special_example = self.ledger.special_example or f"{place}: {found[0]}"
+                break
+
+    def show(self, row: Row) -> None:
+        """Print one of the first rows as the model sees it."""
+        if self.limit is None or self.shown >= self.settings.show:
+            return
+        from ftkit.commands.prep_report import show_row
+
+        self.shown += 1
+        show_row(self.limit.encoder, row, self.shown)
 
     def reject(self, item: Record | Fault, name: str, error: UserError) -> None:
         """Count a bad row, say so (the first of a kind), and write it to the rejects."""
@@ -191,26 +370,77 @@ class Preparation:
             )
 
 
-def check_request(settings: PrepSettings, sources: list[str]) -> None:
+def read_options(settings: PrepSettings) -> ReadOptions:
+    """How the inputs are to be read."""
+    columns = tuple(name.strip() for name in settings.columns.split(",")) if settings.columns else ()
+    if len(set(columns)) < len(columns) or not all(columns):
+        raise UserError(f"--columns {settings.columns}: names should differ, and none be empty", ExitCode.USAGE)
+    return ReadOptions(
+        format=settings.format,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        max_field_chars=settings.max_field_bytes,
+        columns=columns,
+        has_header=not settings.no_header,
+        skip_lines=settings.skip_lines,
+        has_quotes=settings.quoting == "standard",
+        records=settings.records,
+        documents=settings.documents or ("paragraph" if settings.turns else None),
+    )
+
+
+def digests_of(path: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
+    """(digests of the rows, digests of their questions) of a file of rows; what is no row has none."""
+    rows, questions = set(), set()
+    for _, row in read_rows(path):
+        if any(key in row for key in ("messages", "prompt", "text")):
+            rows.add(content_digest(row))
+            questions.add(question_digest(row) or b"")
+    if not rows:
+        raise UserError(f"{path}: no training rows", ExitCode.DATA, hint="--against takes a file that prep has written")
+    return frozenset(rows), frozenset(questions - {b""})
+
+
+def token_limit(settings: PrepSettings) -> Any:
+    """What counts tokens, if anything is to be counted or shown; libraries load here."""
+    if not (settings.tokenizer or settings.show):
+        return None
+    from ftkit.core.encoding import Encoder
+    from ftkit.core.token_lengths import TokenLimit
+    from ftkit.io.base_model import find_base, load_tokenizer, say_default
+
+    name = settings.tokenizer or "builtin:tiny"
+    if not settings.tokenizer:
+        say_default(name)
+    template = load_template(settings.template) if settings.template else None
+    is_chat = template is not None and template.kind == "chat"
+    encoder = Encoder(load_tokenizer(find_base(name)), template if is_chat else None)
+    return TokenLimit(encoder, settings.max_tokens, settings.overlength)
+
+
+def check_request(settings: PrepSettings, inputs: list[str]) -> None:
     """Everything that can be refused before an input is read."""
-    require(settings.max_field_bytes >= 1, "--max-field-bytes", settings.max_field_bytes, "1 or more")
     if settings.encoding:
         check_encoding(settings.encoding)
     if settings.delimiter:
         spelled_delimiter(settings.delimiter)
+    if settings.sample:
+        parse_sample(settings.sample)
+    if settings.split:
+        parse_shares(settings.split)
+    read_options(settings)
     if settings.split and not to_file(settings):
         raise UserError("--split writes several files", ExitCode.USAGE, hint="give a folder for them: -o FOLDER")
-    if settings.json and not to_file(settings):
+    if settings.json and not settings.stats and not to_file(settings):
         raise UserError("with --json the summary takes stdout", ExitCode.USAGE, hint="give the rows a file: -o FILE")
-    if sources.count(STDIN) > 1:
+    if inputs.count(STDIN) > 1:
         raise UserError("stdin can be read once", ExitCode.USAGE, hint="give - once")
-    if STDIN in sources and (sys.stdin is None or console.is_terminal(sys.stdin)):
+    if STDIN in inputs and (sys.stdin is None or console.is_terminal(sys.stdin)):
         raise UserError(
             "no input: nothing is piped in and no file is given",
             ExitCode.USAGE,
             hint="for example ftkit prep reddot.csv --template alpaca > train.jsonl",
         )
-    refuse_overwriting(settings, [source for source in sources if source != STDIN])
 
 
 def refuse_overwriting(settings: PrepSettings, inputs: list[str]) -> None:
@@ -255,11 +485,6 @@ def is_stdout(path: str) -> bool:
         return False
 
 
-def to_file(settings: PrepSettings) -> bool:
-    """True if the rows go to a file or folder and not to stdout."""
-    return bool(settings.output) and settings.output != STDIN
-
-
 def read_first(opened: OpenInput, *, stop: bool) -> list[Record | Fault]:
     """The first items of an input, with enough records among them to choose columns by."""
     items: list[Record | Fault] = []
@@ -281,13 +506,6 @@ def without_place(message: str, name: str) -> str:
     return re.sub(rf"^{re.escape(name)}:[\d:]+\s*", "", message)
 
 
-def texts_of(row: Row) -> Iterator[str]:
-    """The texts of a row, to look at."""
-    if "messages" in row:
-        return (message["content"] for message in row["messages"])
-    return (row[key] for key in ("prompt", "completion", "text") if key in row)
-
-
 def needs_template(message: str) -> UserError:
     """The error for a missing --template."""
     return UserError(
@@ -295,92 +513,7 @@ def needs_template(message: str) -> UserError:
     )
 
 
-@contextmanager
-def rows_destination(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
-    """Where rows go: stdout, a file, or with --split the files of a folder."""
-    if settings.split:
-        with split_files(Path(settings.output or ""), settings.split, settings.force, ledger) as write:
-            yield write
-        return
-    with rows_output(settings.output if to_file(settings) else None, force=settings.force) as write:
-        yield write
-
-
-@contextmanager
-def split_files(folder: Path, split: str, force: bool, ledger: Ledger) -> Iterator[Write]:
-    """One file for each part in a folder that appears whole; a row's content decides its part."""
-    shares = parse_shares(split)
-    ledger.parts.update(dict.fromkeys(shares, 0))
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_manifest(folder) is not None)):
-        raise UserError(
-            f"{folder} exists and was not made by ftkit",
-            ExitCode.EXISTS,
-            hint="give another -o; --force replaces only what ftkit made",
-        )
-    with atomic_folder(folder, replace=force) as staged, ExitStack() as files:
-        writers = {
-            name: jsonlines.Writer(files.enter_context((staged / f"{name}.jsonl").open("wb")), dumps=orjson.dumps)
-            for name in shares
-        }
-
-        def write(row: Row) -> None:
-            part = part_of(content_digest(row), shares)
-            ledger.parts[part] += 1
-            writers[part].write(row)
-
-        yield write
-
-
-@contextmanager
-def rejects_output(settings: PrepSettings) -> Iterator[Write | None]:
-    """Where rejected rows go, if anywhere."""
-    if settings.rejects is None:
-        yield None
-        return
-    with rows_output(settings.rejects, force=settings.force) as write:
-        yield write
-
-
 def tell(notes: tuple[str, ...]) -> None:
     """Say what was found and chosen."""
     for note in notes:
         console.info(note)
-
-
-def report(settings: PrepSettings, template: Template | None, ledger: Ledger) -> None:
-    """The summary, whose sum always holds, and what a person should be warned of."""
-    for reason, count in ledger.reasons.items():
-        if count > SHOWN_OF_A_KIND:
-            console.warn(f"left out: {count - SHOWN_OF_A_KIND:,} more: {reason}")
-    if ledger.misread:
-        console.warn(
-            f"{ledger.misread:,} rows look like UTF-8 that was read as Latin-1, for example {ledger.misread_example}"
-        )
-    if ledger.out == 1 and ledger.duplicates:
-        console.warn(f"all {ledger.rows_in - ledger.rejected:,} rows are the same")
-    empty = [name for name, count in ledger.parts.items() if not count]
-    if empty and ledger.out:
-        console.warn(f"no row fell into {', '.join(empty)}: there are too few rows")
-    parts = f" ({', '.join(f'{name} {count:,}' for name, count in ledger.parts.items())})" if ledger.parts else ""
-    console.info(
-        f"{ledger.rows_in:,} rows in = {ledger.out:,} out{parts} + {ledger.rejected:,} rejected"
-        f" + {ledger.duplicates:,} duplicates"
-    )
-    if settings.json:
-        sys.stdout.buffer.write(orjson.dumps(summary(settings, template, ledger), option=orjson.OPT_APPEND_NEWLINE))
-
-
-def summary(settings: PrepSettings, template: Template | None, ledger: Ledger) -> dict[str, Any]:
-    """The counts as one JSON object."""
-    return {
-        "schema": SCHEMA,
-        "in": ledger.rows_in,
-        "out": ledger.out,
-        "rejected": ledger.rejected,
-        "duplicates": ledger.duplicates,
-        "kind": ledger.first[0].kind if ledger.first else None,
-        "template": template.fingerprint if template else None,
-        "output": settings.output,
-        "parts": dict(ledger.parts),
-        "reasons": dict(ledger.reasons),
-    }

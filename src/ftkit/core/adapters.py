@@ -5,7 +5,6 @@ LoRA: W x + (alpha / r) B A x, arXiv:2106.09685, section 4.1.
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ftkit.core.settings import ModelSettings
@@ -49,7 +48,9 @@ def check_rank(model: nn.Module, targets: list[str], rank: int) -> None:
     for name, layer in linear_layers(model).items():
         narrow = min(layer_shape(layer))
         if rank > narrow and any(name == t or name.endswith("." + t) for t in targets):
-            raise UserError(f"--r {rank} is more than {name} is wide ({narrow})", ExitCode.USAGE, hint=f"--r {narrow} or less")
+            raise UserError(
+                f"--r {rank} is more than {name} is wide ({narrow})", ExitCode.USAGE, hint=f"--r {narrow} or less"
+            )
 
 
 def layer_shape(layer: Any) -> tuple[int, int]:
@@ -81,8 +82,3 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total
-
-
-def adapter_dtype() -> torch.dtype:
-    """Adapters are trained in float32: bfloat16 loses small updates."""
-    return torch.float32

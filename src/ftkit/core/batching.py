@@ -34,7 +34,8 @@ class Batch:
         """The same batch on a device; copies do not wait for the GPU."""
         if self.input_ids.device.type == device:
             return self
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.counted, self.labels)), self.tokens)
+        ids, counted, labels = (t.to(device, non_blocking=True) for t in (self.input_ids, self.counted, self.labels))
+        return Batch(ids, counted, labels, self.tokens)
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
@@ -49,17 +50,28 @@ def make_batch(examples: Sequence[Example]) -> Batch:
             if example.counted[place]:
                 counted.append(row * longest + place - 1)
                 labels.append(example.ids[place])
-    return Batch(input_ids, torch.tensor(counted, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64), sum(len(e.ids) for e in examples))
+    return Batch(
+        input_ids,
+        torch.tensor(counted, dtype=torch.int64),
+        torch.tensor(labels, dtype=torch.int64),
+        sum(len(e.ids) for e in examples),
+    )
 
 
 def micro_batches(examples: Sequence[Example], rows: int) -> list[Batch]:
-    """A global batch cut into micro-batches of `rows`, longest rows first: little padding, and a lack of memory shows at once."""
+    """A global batch cut into micro-batches of `rows`, longest rows first.
+
+    So there is little padding, and a lack of memory shows at once.
+    """
     ordered = sorted(examples, key=lambda example: -len(example.ids))
     return [make_batch(ordered[at : at + rows]) for at in range(0, len(ordered), rows)]
 
 
 def global_batches(examples: Sequence[Example], batch: int, seed: int) -> Iterator[tuple[int, list[Example]]]:
-    """(epoch from 0, examples of one optimizer step) without end; each epoch is shuffled anew, its last batch may be smaller."""
+    """(epoch from 0, examples of one optimizer step) without end.
+
+    Each epoch is shuffled anew; its last batch may be smaller.
+    """
     epoch = 0
     while True:
         order = list(range(len(examples)))

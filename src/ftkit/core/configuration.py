@@ -1,8 +1,9 @@
 """Where a setting's value comes from: flag, then environment, then files, then the default."""
 
+import json
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ftkit.core.settings import METHOD_FLAGS, flag_of
@@ -14,39 +15,53 @@ EXCLUSIVE = [set(METHOD_FLAGS)]
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place; `name` says where (`--config x.toml`, `environment`), strongest layers come first."""
+    """Values from one place; `name` says where (`x.toml`, `environment`), strongest layers come first.
+
+    places: where each value stands (`x.toml:3`, `FTKIT_R`), for the errors about it.
+    """
 
     name: str
     values: Mapping[str, Any]
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """Where a value stands, as well as it is known."""
+        return self.places.get(key, self.name)
 
 
 def resolve(kind: type[Settings], layers: list[Layer]) -> tuple[Settings, dict[str, str]]:
     """The settings of a command and, for each field, the layer that decided it.
 
-    Of options that exclude each other (the methods), the strongest layer that names one decides for all.
+    Of options that exclude each other (the methods), the strongest layer that asks for one decides for all.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     types_of = field_types(kind)
     for layer in layers:
-        known = set(values)
+        known, asked_for = set(values), {name for name, value in values.items() if value is True}
         for name, value in layer.values.items():
             if name not in types_of:
-                raise unknown_key(name, layer.name, list(types_of))
+                raise unknown_key(name, layer.place(name), list(types_of))
+            checked = coerce(value, types_of[name], f"{layer.place(name)}: {name}")
             rivals = next((group for group in EXCLUSIVE if name in group), set())
-            if name in known or rivals & known:
+            if name in known or rivals & asked_for:
                 continue
-            values[name] = coerce(value, types_of[name], f"{layer.name}: {name}")
-            sources[name] = layer.name
+            values[name], sources[name] = checked, layer.name
     for name in types_of:
         sources.setdefault(name, "default")
     return kind(**values), sources
 
 
 def environment_layer(kind: type, environment: Mapping[str, str]) -> Layer:
-    """FTKIT_MODEL, FTKIT_SEED, ...: one variable for each field, upper case."""
-    named = {field.name: f"FTKIT_{field.name.upper()}" for field in fields(kind)}
-    return Layer("environment", {name: environment[key] for name, key in named.items() if key in environment})
+    """FTKIT_MODEL, FTKIT_SEED, ...: one variable for each option, upper case; an empty one counts as not set."""
+    extras = {name: get_args(hint)[1:] for name, hint in get_type_hints(kind, include_extras=True).items()}
+    variables = {
+        field.name: f"FTKIT_{field.name.upper()}"
+        for field in fields(kind)
+        if all(getattr(extra, "environment", True) for extra in extras[field.name])
+    }
+    given = {name: variable for name, variable in variables.items() if environment.get(variable)}
+    return Layer("environment", {name: environment[variable] for name, variable in given.items()}, given)
 
 
 def field_types(kind: type) -> dict[str, Any]:
@@ -58,7 +73,9 @@ def field_types(kind: type) -> dict[str, Any]:
 def unknown_key(name: str, layer: str, known: list[str]) -> UserError:
     """The error for a key that no option has."""
     near = did_you_mean(name, known)
-    return UserError(f"{layer}: unknown setting '{name}'", ExitCode.USAGE, hint=f"{near}known: {', '.join(sorted(known))}")
+    return UserError(
+        f"{layer}: unknown setting '{name}'", ExitCode.USAGE, hint=f"{near}known: {', '.join(sorted(known))}"
+    )
 
 
 def coerce(value: Any, wanted: Any, where: str) -> Any:
@@ -72,24 +89,40 @@ def coerce(value: Any, wanted: Any, where: str) -> Any:
     if origin is Literal:
         if value not in get_args(wanted):
             allowed = ", ".join(map(str, get_args(wanted)))
-            raise UserError(f"{where} = {value!r} is not one of {allowed}", ExitCode.USAGE,
-                            hint=did_you_mean(str(value), list(map(str, get_args(wanted)))) or f"use {allowed}")
+            raise UserError(
+                f"{where} = {value!r} is not one of {allowed}",
+                ExitCode.USAGE,
+                hint=did_you_mean(str(value), list(map(str, get_args(wanted)))) or f"use {allowed}",
+            )
         return value
     if origin is list:
-        return [str(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [coerce(item, str, where) for item in items]
     if wanted is bool:
         return to_bool(value, where)
-    if isinstance(value, bool) or isinstance(value, (list, dict)):
+    if isinstance(value, (bool, list, dict)):
+        raise wrong_type(value, wanted, where)
+    if wanted is int and isinstance(value, float) and not value.is_integer():
         raise wrong_type(value, wanted, where)
     try:
         return wanted(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong_type(value, wanted, where) from None
 
 
 def to_bool(value: Any, where: str) -> bool:
     """True and False as TOML, YAML or the environment write them."""
-    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False, "": False}
+    words = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+        "": False,
+    }
     if isinstance(value, bool):
         return value
     if str(value).lower() not in words:
@@ -106,10 +139,10 @@ def wrong_type(value: Any, wanted: type, where: str) -> UserError:
 def describe(settings: Any, sources: Mapping[str, str]) -> list[str]:
     """Lines `name = value  # where it came from` for --print-config, readable as TOML."""
     lines = []
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        shown = "# " + field.name + " is not set" if value is None else f"{field.name} = {toml_value(value)}"
-        lines.append(f"{shown}  # {sources[field.name]}" if value is not None else shown)
+    for name in (option.name for option in fields(settings)):
+        value = getattr(settings, name)
+        is_set = f"{name} = {toml_value(value)}  # {sources[name]}"
+        lines.append(f"# {name} is not set" if value is None else is_set)
     return lines
 
 
@@ -119,9 +152,8 @@ def toml_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
-        return f'"{escaped}"'
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for one character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 

@@ -1,6 +1,9 @@
 """ShareGPT conversations -> messages: the same turns under the names that chat templates use."""
 
+from collections.abc import Sequence
 from typing import Any
+
+import orjson
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.records import type_name
@@ -23,7 +26,8 @@ ROLE_OF_SPEAKER = {
 def to_messages(turns: Any, system: Any, where: str) -> list[dict[str, Any]]:
     """`[{"from": "human", "value": ...}]` as `[{"role": "user", "content": ...}]`, `system` in front if given.
 
-    A turn that is no turn, an unknown speaker or a function call is a data error that names the turn.
+    A function call becomes an assistant turn with `tool_calls`. A turn that is no turn or has an unknown speaker is
+    a data error that names the turn.
     """
     if not isinstance(turns, list):
         raise UserError(f"{where}: 'conversations' is {type_name(turns)}, should be a list of turns", ExitCode.DATA)
@@ -34,23 +38,75 @@ def to_messages(turns: Any, system: Any, where: str) -> list[dict[str, Any]]:
 
 
 def to_message(turn: Any, place: str) -> dict[str, Any]:
-    """One turn; turns that already have role and content stay as they are."""
+    """One turn; turns that already have a role stay as they are, but for a content of null beside tool calls."""
     if not isinstance(turn, dict):
         raise UserError(f"{place} is {type_name(turn)}, should be an object", ExitCode.DATA)
     if "from" not in turn and "role" in turn:
-        return turn
+        calls_without_text = turn.get("tool_calls") and turn.get("content") is None
+        return {**turn, "content": ""} if calls_without_text else turn
     speaker = turn.get("from")
     if speaker == "function_call":
-        raise calls_tool(place)
+        return {"role": "assistant", "content": "", "tool_calls": parse_calls(turn.get("value"), place)}
     if not isinstance(speaker, str) or speaker not in ROLE_OF_SPEAKER:
-        known = ", ".join(ROLE_OF_SPEAKER)
+        known = ", ".join([*ROLE_OF_SPEAKER, "function_call"])
         raise UserError(
             f"{place} has the unknown speaker {speaker!r}", ExitCode.DATA, hint=f"speakers under 'from': {known}"
         )
     return {"role": ROLE_OF_SPEAKER[speaker], "content": turn.get("value")}
 
 
-def calls_tool(place: str) -> UserError:
-    """The error for a turn that calls a function: no shipped template has a place for it yet."""
-    hint = "leave such conversations out: --on-error skip --rejects FILE"
-    return UserError(f"{place} calls a tool, and the template has no place for tool calls", ExitCode.DATA, hint=hint)
+def parse_calls(value: Any, place: str) -> list[dict[str, Any]]:
+    """The calls in `{"name": ..., "arguments": {...}}`, or in a list of such, written as JSON text or given as such."""
+    found = parse_json(value, f"{place}: the function call")
+    calls = found if isinstance(found, list) else [found]
+    for call in calls:
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            raise UserError(
+                f"{place}: the function call names no function",
+                ExitCode.DATA,
+                hint='a call is {"name": "...", "arguments": {...}}',
+            )
+    return [
+        {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+        for call in calls
+    ]
+
+
+def parse_tools(value: Any, where: str) -> list[dict[str, Any]]:
+    """The tools of a conversation as OpenAI's list of functions; given as such, as bare functions, or as JSON text."""
+    if value is None or value == "":
+        return []
+    tools = parse_json(value, f"{where}: 'tools'")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError(f"{where}: 'tools' should be a list of functions", ExitCode.DATA)
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def parse_json(value: Any, what: str) -> Any:
+    """What a JSON text says; anything but text is taken as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{what} is not JSON: {error.msg.partition(': line')[0]}", ExitCode.DATA) from None
+
+
+def refuse_calls(messages: Any, template: str, where: str) -> None:
+    """A data error for a turn that calls a tool, where the template has no place for it."""
+    for number, message in enumerate(messages if isinstance(messages, list) else [], 1):
+        if isinstance(message, dict) and message.get("tool_calls"):
+            raise UserError(
+                f"{where}: turn {number} calls a tool, and template {template} has no place for tool calls",
+                ExitCode.DATA,
+                hint="leave out --template: the model's own chat template renders the calls; "
+                "or leave such conversations out: --on-error skip --rejects FILE",
+            )
+
+
+def common_turns(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many turns at the beginning of two conversations are the same."""
+    same = 0
+    while same < min(len(one), len(other)) and one[same] == other[same]:
+        same += 1
+    return same

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
-from ftkit.io.template import Template
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.records import kind_of
+from ftkit.io.template import Template
 
 PRIVATE_USE = range(0xE001, 0xF900)
 """Characters without a meaning of their own; one that no message holds marks places in a conversation."""
@@ -122,7 +122,9 @@ class Encoder:
         """A conversation as one text, by the template or the tokenizer's own."""
         bos = self.tokenizer.decode(self.start_ids) if self.start_ids else ""
         if self.template is not None and self.template.kind == "chat":
-            return self.template.render_chat(messages, generate=generate, bos_token=bos, eos_token=self.tokenizer.eos_token)
+            return self.template.render_chat(
+                messages, generate=generate, bos_token=bos, eos_token=self.tokenizer.eos_token
+            )
         if not self.tokenizer.chat_template:
             raise UserError("the tokenizer has no chat template for rows of messages", ExitCode.MODEL,
                             hint="choose one when you prepare the rows: ftkit prep FILE --template chatml")  # fmt: skip
@@ -172,17 +174,23 @@ class Encoder:
         specials = special_tokens(self.tokenizer)
         last = max((i for i, token in enumerate(turn) if token in specials), default=None)
         if last is None:
-            raise UserError("the chat template ends answers without a stop token: the model would never stop", ExitCode.DATA,
-                            hint="close the assistant's turn with eos_token, or with a special token of this model")  # fmt: skip
+            raise UserError(
+                "the chat template ends answers without a stop token: the model would never stop",
+                ExitCode.DATA,
+                hint="close the assistant's turn with eos_token, or with a special token of this model",
+            )
         return last + 1
 
     def _guard(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-        """Where contents hold the text of a special token, its id between two marks, so that it is not read as the token.
+        """Contents with the text of special tokens replaced: the id between two marks is not read as the token.
 
         Returns the mark too; "" if nothing had to be marked.
         """
         contents = "".join(message["content"] for message in messages)
-        found = sorted(((text, i) for i, text in special_tokens(self.tokenizer).items() if text in contents), key=lambda pair: -len(pair[0]))
+        found = sorted(
+            ((text, i) for i, text in special_tokens(self.tokenizer).items() if text in contents),
+            key=lambda pair: -len(pair[0]),
+        )
         if not found:
             return messages, ""
         mark = next(chr(code) for code in PRIVATE_USE if chr(code) not in contents)
@@ -208,7 +216,7 @@ class Encoder:
 
 @lru_cache(maxsize=8)
 def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Ids and texts of all special tokens: also of those that have no role, as Phi-3's <|end|>, which closes its turns."""
+    """Ids and texts of all special tokens: also of those without a role, as Phi-3's <|end|>, which closes its turns."""
     named = dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
     return named | {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 

@@ -14,7 +14,7 @@ from ftkit.io.records import kind_of
 class Ledger:
     """What became of the rows: kept whole, dropped, cut, and the answer tokens lost on the way.
 
-    untrained_turns: assistant turns that the chat template shows differently once others follow, so they are not trained.
+    untrained_turns: assistant turns that are context only: the chat template shows them otherwise once others follow.
     """
 
     rows: int
@@ -53,7 +53,11 @@ def encode_rows(
         origin += [number] * len(pieces)
     longest = max((len(e.ids) for e in examples), default=0)
     tokens, counted = sum(len(e.ids) for e in examples), sum(sum(e.counted[1:]) for e in examples)
-    return examples, origin, Ledger(total, total - dropped, dropped, truncated, lost, longest, tokens, counted, untrained)
+    return (
+        examples,
+        origin,
+        Ledger(total, total - dropped, dropped, truncated, lost, longest, tokens, counted, untrained),
+    )
 
 
 def untrained_turns(row: dict[str, Any], example: Example) -> int:
@@ -61,7 +65,7 @@ def untrained_turns(row: dict[str, Any], example: Example) -> int:
     if kind_of(row) != "messages":
         return 0
     starts = sum(now and not before for before, now in pairwise([False, *example.counted]))
-    return sum(message["role"] == "assistant" for message in row["messages"]) - starts
+    return [message["role"] for message in row["messages"]].count("assistant") - starts
 
 
 def fit(example: Example, max_length: int, overlength: str, *, is_text: bool) -> list[Example]:
@@ -85,10 +89,22 @@ def checked_example(encoder: Encoder, row: dict[str, Any], place: str) -> Exampl
         raise UserError(f"{place}: {error.message}", error.exit_code, hint=error.hint) from None
     bos = encoder.tokenizer.bos_token_id
     if bos is not None and bos != encoder.tokenizer.eos_token_id and example.ids[:2] == [bos, bos]:
-        raise UserError(f"{place}: begins with two BOS tokens (ids {example.ids[:4]})", ExitCode.MODEL, hint="take bos_token out of the template")
+        raise UserError(
+            f"{place}: begins with two BOS tokens (ids {example.ids[:4]})",
+            ExitCode.MODEL,
+            hint="take bos_token out of the template",
+        )
     trained = [token for token, is_trained in zip(example.ids, example.counted, strict=True) if is_trained]
     if not trained:
-        raise UserError(f"{place}: no answer, nothing to learn", ExitCode.DATA, hint="the template shows no assistant turn of this row to train")
+        raise UserError(
+            f"{place}: no answer, nothing to learn",
+            ExitCode.DATA,
+            hint="the template shows no assistant turn of this row to train",
+        )
     if trained[-1] not in encoder.stop_ids:
-        raise UserError(f"{place}: the answer does not end in a stop token", ExitCode.DATA, hint="close the turn with eos_token in the template")
+        raise UserError(
+            f"{place}: the answer does not end in a stop token",
+            ExitCode.DATA,
+            hint="close the turn with eos_token in the template",
+        )
     return example

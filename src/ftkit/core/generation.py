@@ -292,6 +292,12 @@ def stream_pieces(model: Any, writing: Writing, choose: "Chooser") -> Iterator[s
         decoding.append([token])
 
 
+def own_stop_ids(model: Any) -> list[int]:
+    """The end tokens that a model's makers wrote into generation_config.json."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
 def room_for(prompt: Sequence[int], max_new: int, context: int | None) -> int:
     """Tokens that an answer to this prompt may have."""
     return max_new if context is None else min(max_new, context - len(prompt))

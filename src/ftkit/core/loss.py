@@ -15,9 +15,9 @@ from ftkit.core.batching import Batch
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum of -log p(counted token | tokens before it), () float32, in nats; divide by batch.counted.numel() for the mean.
+    """Sum of -log p(counted token | tokens before it), () in nats; divide by batch.counted.numel() for the mean.
 
-    A float64 model gets its loss in float64.
+    float32, or float64 for a float64 model.
     """
     logits = counted_logits(model, batch.input_ids, batch.counted)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

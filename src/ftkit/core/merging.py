@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+VALUES_AT_ONCE = 1 << 22
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -39,8 +41,15 @@ def delta(update: LowRank) -> Tensor:
 
 
 def apply_delta(weight: Tensor, update: LowRank) -> Tensor:
-    """weight + delta, float32, not yet rounded. weight: any floating-point format; it is left as it is."""
-    return delta(update).add_(weight)
+    """weight + delta, float32, not yet rounded. weight: any floating-point format; it is left as it is.
+
+    Added in parts: torch would make a float32 copy of the whole of a 16-bit weight.
+    """
+    merged = delta(update)
+    rows = max(1, VALUES_AT_ONCE // max(1, weight[:1].numel()))
+    for part, own in zip(torch.split(merged, rows), torch.split(weight, rows), strict=True):
+        part.add_(own)
+    return merged
 
 
 def adapter_scale(config: Mapping[str, Any], module: str) -> float:

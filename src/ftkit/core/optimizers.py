@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,12 +25,23 @@ def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) 
         return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=device in ("cuda", "cpu"))
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    check_optimizer(name, device)
     import bitsandbytes as bnb
 
-    if name == "paged-adamw-8bit" and device != "cuda":
-        raise UserError("--optimizer paged-adamw-8bit needs a CUDA GPU", ExitCode.ENVIRONMENT, hint="--optimizer adamw-8bit works here")
     kind: Any = {"adamw-8bit": bnb.optim.AdamW8bit, "paged-adamw-8bit": bnb.optim.PagedAdamW8bit}[name]
     return kind(groups, lr=lr, betas=BETAS, eps=EPSILON)  # type: ignore[no-any-return]
+
+
+def check_optimizer(name: str, device: str) -> None:
+    """Exit 6 for an optimizer that cannot run on this device, or whose library is not installed."""
+    if name == "paged-adamw-8bit" and device != "cuda":
+        hint = "--optimizer adamw-8bit works here"
+        raise UserError("--optimizer paged-adamw-8bit needs a CUDA GPU", ExitCode.ENVIRONMENT, hint=hint)
+    if name.endswith("8bit") and find_spec("bitsandbytes") is None:
+        hint = "pip install bitsandbytes; or --optimizer adamw"
+        raise UserError(
+            f"--optimizer {name} needs bitsandbytes, which is not installed", ExitCode.ENVIRONMENT, hint=hint
+        )
 
 
 def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -41,13 +53,13 @@ def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[di
 
 
 def learning_rate(step: int, total: int, peak: float, schedule: str, warmup: float) -> float:
-    """The rate of optimizer step `step`, from 1 to `total`: rises over the share `warmup`, then falls as the schedule says.
+    """The rate of optimizer step `step`, from 1 to `total`: rises over the share `warmup`, then as the schedule says.
 
     linear falls to 0 after the last step, cosine likewise along half a wave (arXiv:1608.03983), constant stays.
     """
     rising = math.ceil(total * warmup)
     if step <= rising:
-        return peak * step / rising
+        return peak * (step / rising)
     share = (step - rising) / max(1, total - rising + 1)
     if schedule == "linear":
         return peak * (1 - share)

@@ -12,18 +12,23 @@ from ftkit.core.columns import (
     Wanted,
     choose_columns,
     fill_fields,
-    is_filled,
     other_shape,
     parse_maps,
 )
-from ftkit.core.conversations import calls_tool, to_messages
+from ftkit.core.conversations import parse_tools, refuse_calls, to_messages
+from ftkit.core.preferences import holds_preferences, preference_row, to_dialogue
+from ftkit.core.transcripts import Marks, find_marks, split_turns
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.nested import dotted_names, with_nested
 from ftkit.io.records import Kind, check_messages, check_row
 from ftkit.io.template import Template
 
+ALL_KINDS: tuple[Kind, ...] = ("prompt_completion", "messages", "text", "classification", "preference")
+TEXT_NAMES = ("text", "sentence", "review", "comment", "content", "tweet", "utterance")
+LABEL_NAMES = ("label", "category", "class", "intent", "sentiment", "target")
 Row = dict[str, Any]
 CHAT_FIELDS = ("user", "assistant", "system", "messages")
-CARRIED = ("template", "pattern")
+CARRIED = ("template", "pattern", "meta")
 """Keys that an earlier prep has put into rows."""
 
 
@@ -52,37 +57,67 @@ class Beginning:
         return f"{self.name}:{self.first_line}"
 
 
-def make_plan(beginning: Beginning, template: Template | None, maps: Sequence[str]) -> Plan | None:
-    """The plan for an input; None where only a template could say what to do with its columns."""
-    columns = beginning.columns
-    refuse_preferences(beginning)
+def make_plan(
+    beginning: Beginning, template: Template | None, maps: Sequence[str], marks: Marks | None = None
+) -> Plan | None:
+    """The plan for an input; None where only a template could say what to do with its columns.
+
+    `marks` are what the turns of dialogues in plain text begin with.
+    """
+    paths = dotted_names(beginning.columns, beginning.sample, [text.partition("=")[2] for text in maps])
+    if paths:
+        sample = [with_nested(record, paths) for record in beginning.sample]
+        beginning = replace(beginning, columns=[*beginning.columns, *paths], sample=sample)
+        return reading_nested(plan_columns(beginning, template, maps, marks), paths)
+    return plan_columns(beginning, template, maps, marks)
+
+
+def reading_nested(plan: Plan | None, paths: Sequence[str]) -> Plan | None:
+    """The plan for records whose dotted paths are read as columns."""
+    if plan is None:
+        return None
+    make = plan.make
+    return replace(plan, make=lambda values, where: make(with_nested(values, paths), where))
+
+
+def plan_columns(
+    beginning: Beginning, template: Template | None, maps: Sequence[str], marks: Marks | None
+) -> Plan | None:
+    """The plan by what the columns are called and hold."""
+    if marks is not None:
+        return plan_dialogues(beginning, template, "text", None, marks)
+    if holds_preferences(beginning.columns, beginning.sample) and not maps:
+        return plan_preferences(beginning, template)
     if template is None:
         return plan_known_rows(beginning)
     if template.kind == "chat":
-        mapped = parse_maps(maps, CHAT_FIELDS, template.name)
-        turns = mapped.get("messages") or next(
-            (name for name in ("messages", "conversations") if name in columns), None
-        )
-        if turns is not None and not (mapped.keys() - {"messages"}):
-            return plan_messages(turns, template, beginning)
-        return plan_single_turns(beginning, template, mapped)
+        return plan_chat(beginning, template, maps)
     refuse_rendered(beginning, template)
     wanted = Wanted(template.name, template.required, template.optional, template.typed)
-    choice = choose(beginning, wanted, parse_maps(maps, wanted.fields, template.name))
-    return plan_template(template, wanted, choice, beginning)
+    mapped = parse_maps(maps, wanted.fields, template.name)
+    if template.kind == "classification":
+        mapped = usual_labels(wanted, beginning.columns) | mapped
+    return plan_template(template, wanted, choose(beginning, wanted, mapped), beginning)
 
 
-def refuse_preferences(beginning: Beginning) -> None:
-    """A data error for rows that hold wrong answers on purpose: imitated as they are, they would teach those."""
+def plan_chat(beginning: Beginning, template: Template, maps: Sequence[str]) -> Plan:
+    """Conversations for a chat template: as they are, cut out of one text, or made of a question and an answer."""
     columns = beginning.columns
-    holds_labels = "label" in columns and any(isinstance(row.get("label"), bool) for row in beginning.sample)
-    if ("chosen" in columns and "rejected" in columns) or holds_labels:
-        keys = "'label' (true or false)" if holds_labels else "'chosen' and 'rejected'"
-        raise UserError(
-            f"{beginning.since}: preference rows ({keys}) are not supported yet",
-            ExitCode.DATA,
-            hint="keep the good answers only, under 'completion' or 'messages'",
-        )
+    mapped = parse_maps(maps, CHAT_FIELDS, template.name)
+    turns = mapped.get("messages") or next((name for name in ("messages", "conversations") if name in columns), None)
+    if turns is not None and not (mapped.keys() - {"messages"}):
+        return plan_messages(turns, template, beginning)
+    return (None if mapped else plan_flattened(beginning, template)) or plan_single_turns(beginning, template, mapped)
+
+
+def usual_labels(wanted: Wanted, columns: Sequence[str]) -> dict[str, str]:
+    """The columns that hold text and label under the names that other data sets use."""
+    found: dict[str, str] = {}
+    for name, usual in (("text", TEXT_NAMES), ("label", LABEL_NAMES)):
+        column = next((column for column in usual if column in columns), None)
+        if name in wanted.required and name not in columns and column is not None:
+            found[name] = column
+    return found
 
 
 def refuse_rendered(beginning: Beginning, template: Template) -> None:
@@ -107,13 +142,14 @@ def plan_known_rows(beginning: Beginning) -> Plan | None:
         if kind == "messages":
             return plan_messages(keys[0], None, beginning)
         return Plan(kind, partial(known_row, keys, beginning.since), note_others(beginning.name, others))
-    return None
+    return plan_flattened(beginning, None)
 
 
 KNOWN_ROWS: tuple[tuple[tuple[str, ...], Kind], ...] = (
     (("prompt", "completion"), "prompt_completion"),
     (("messages",), "messages"),
     (("conversations",), "messages"),
+    (("text", "label"), "classification"),
     (("text",), "text"),
 )
 
@@ -129,27 +165,29 @@ def known_row(keys: Sequence[str], since: str, values: Mapping[str, Any], where:
         if key not in values:
             raise other_shape(values, key, key, since, where)
     row = {key: values[key] for key in (*keys, *CARRIED) if key in values}
-    answer = row.get(keys[-1])
-    if isinstance(answer, str) and not answer.strip():
-        raise NoAnswer(where, keys[-1], "no answer, nothing to learn")
-    check_row(row, where)
+    for key in ("completion", "text", "label"):
+        answer = row.get(key)
+        if isinstance(answer, str) and not answer.strip():
+            raise NoAnswer(where, key, "no answer, nothing to learn")
+    check_row(row, where, kinds=ALL_KINDS)
     return row
 
 
 def plan_messages(turns: str, template: Template | None, beginning: Beginning) -> Plan:
-    """Conversations: `messages` as they are, ShareGPT's turns renamed; a tools column is kept beside them."""
+    """Conversations: `messages` as they are, ShareGPT's turns renamed; tools beside them as OpenAI writes them."""
 
     def make(values: Mapping[str, Any], where: str) -> Row:
         if turns not in values:
             raise other_shape(values, turns, "messages", beginning.since, where)
         messages = values[turns]
-        if turns == "conversations" or holds_speakers(messages):
-            messages = to_messages(messages, values.get("system"), where)
-        refuse_tool_calls(messages, where)
+        if turns == "conversations" or holds_speakers(messages) or holds_calls(messages):
+            messages = to_messages(messages, values.get("system") if turns == "conversations" else None, where)
         check_messages(messages, where)
+        if template is not None and "tool" not in (template.chat or ""):
+            refuse_calls(messages, template.name, where)
         row: Row = {"messages": messages}
-        if is_filled(values.get("tools")) and values["tools"] != "[]":
-            row["tools"] = values["tools"]
+        if tools := parse_tools(values.get("tools"), where):
+            row["tools"] = tools
         if template is not None:
             return row | {"template": template.fingerprint}
         return row | {key: values[key] for key in CARRIED if key in values}
@@ -157,16 +195,95 @@ def plan_messages(turns: str, template: Template | None, beginning: Beginning) -
     return Plan("messages", make)
 
 
+def plan_flattened(beginning: Beginning, template: Template | None) -> Plan | None:
+    """Dialogues in one text, whose last answer may stand in a column of its own; None if these are none."""
+    texts = {name: [record.get(name) for record in beginning.sample] for name in ("input", "text", "prompt")}
+    for name, values in texts.items():
+        marks = find_marks(values)
+        if marks is None or (name == "text" and template is None):
+            continue  # without a template, a text is a text
+        answer = next((column for column in ("output", "response", "completion") if column in beginning.columns), None)
+        return plan_dialogues(beginning, template, name, answer if name != "text" else None, marks)
+    return None
+
+
+def plan_dialogues(
+    beginning: Beginning, template: Template | None, column: str, answer: str | None, marks: Marks
+) -> Plan:
+    """Conversations out of texts, cut where the marks stand."""
+
+    def make(values: Mapping[str, Any], where: str) -> Row:
+        for name in (column, answer or column):
+            if not isinstance(values.get(name), str):
+                raise other_shape(values, name, "messages", beginning.since, where)
+        messages = split_turns(values[column], marks, where)
+        if answer is not None:
+            if messages[-1] == {"role": "assistant", "content": ""}:
+                messages.pop()
+            messages.append({"role": "assistant", "content": values[answer]})
+        if messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
+            raise NoAnswer(where, answer or column, "no answer, nothing to learn")
+        check_messages(messages, where)
+        return {"messages": messages} | ({"template": template.fingerprint} if template else {})
+
+    called = f"{column} + {answer}" if answer else column
+    note = f"{beginning.name}: turns of {called} are cut at {marks.user} and {marks.assistant}"
+    return Plan("messages", make, (note,))
+
+
+def plan_preferences(beginning: Beginning, template: Template | None) -> Plan:
+    """Pairs of answers, or answers with a label of true or false, in any of the shapes that are around."""
+    marks = find_marks([record.get("chosen") for record in beginning.sample if "prompt" not in record])
+    if (
+        template is not None
+        and template.kind == "completion"
+        and (template.typed is None or len(template.required) != 2)
+    ):
+        raise UserError(
+            f"{beginning.since}: template {template.name} has no place for pairs of answers",
+            ExitCode.DATA,
+            hint="--template preference, a chat template, or none; for the good answers alone: --map FIELD=chosen",
+        )
+
+    def make(values: Mapping[str, Any], where: str) -> Row:
+        row = preference_row(values, marks, where)
+        check_row(row, where, kinds=("preference",))
+        if template is None:
+            return row | {key: values[key] for key in CARRIED if key in values}
+        return render_preference(row, template, where) | {"template": template.fingerprint}
+
+    return Plan("preference", make)
+
+
+def render_preference(row: Row, template: Template, where: str) -> Row:
+    """The texts of a preference through a template; turns stay turns, for a chat template to render."""
+    if template.kind == "chat":
+        return to_dialogue(row)
+    if not isinstance(row["prompt"], str):
+        raise UserError(
+            f"{where}: a conversation, template {template.name} takes texts",
+            ExitCode.DATA,
+            hint="--template chatml, llama3 or vicuna; or none",
+        )
+    if template.kind == "preference":
+        parts: Row = {key: template.render_part(key, row, where) for key in ("prompt", "chosen", "rejected") if key in row}
+        return {**row, **parts}
+    answer = next(name for name in template.required if name != template.typed)
+    rendered = {"prompt": template.render_prompt({template.typed or "": row["prompt"]})}
+    for key in ("chosen", "rejected", "completion"):
+        if key in row:
+            rendered[key] = template.render_completion({answer: row[key]})
+    return {**row, **rendered}
+
+
+def holds_calls(messages: Any) -> bool:
+    """True for a conversation in which tools are called."""
+    return isinstance(messages, list) and any(isinstance(turn, dict) and turn.get("tool_calls") for turn in messages)
+
+
 def holds_speakers(messages: Any) -> bool:
     """True for ShareGPT's turns under another name."""
     return isinstance(messages, list) and bool(messages) and isinstance(messages[0], dict) and "from" in messages[0]
-
-
-def refuse_tool_calls(messages: Any, where: str) -> None:
-    """A data error for a turn that calls a tool."""
-    for number, message in enumerate(messages if isinstance(messages, list) else [], 1):
-        if isinstance(message, dict) and message.get("tool_calls"):
-            raise calls_tool(f"{where}: turn {number}")
 
 
 def plan_single_turns(beginning: Beginning, template: Template, mapped: Mapping[str, str]) -> Plan:
@@ -185,24 +302,28 @@ def plan_single_turns(beginning: Beginning, template: Template, mapped: Mapping[
 
 
 def plan_template(template: Template, wanted: Wanted, choice: Choice, beginning: Beginning) -> Plan:
-    """Fields rendered to prompt and completion, or to one text where the template has no prompt."""
+    """Fields rendered to the parts of a row: prompt and completion, one text, text and label, or a pair of answers."""
     pattern = choice.pattern_of(wanted.question)
+    kind, parts = parts_of(template)
 
     def make(values: Mapping[str, Any], where: str) -> Row:
         fields = fill_fields(values, choice, wanted, where)
-        try:
-            completion = template.render_completion(fields)
-            row = (
-                {"text": completion}
-                if template.prompt is None
-                else {"prompt": template.render_prompt(fields), "completion": completion}
-            )
-        except UserError as error:
-            raise UserError(f"{where}: {error.message}", error.exit_code, hint=error.hint) from None
-        check_row(row, where)
+        row: Row = {key: template.render_part(part, fields, where) for key, part in parts}
+        check_row(row, where, kinds=ALL_KINDS)
         return carry(row, template, pattern)
 
-    return Plan("text" if template.prompt is None else "prompt_completion", make, notes_on(choice, beginning))
+    return Plan(kind, make, notes_on(choice, beginning))
+
+
+def parts_of(template: Template) -> tuple[Kind, tuple[tuple[str, str], ...]]:
+    """The kind of rows that a template makes, and which of its parts fills which key."""
+    if template.kind == "classification":
+        return "classification", (("text", "completion"), ("label", "label"))
+    if template.kind == "preference":
+        return "preference", (("prompt", "prompt"), ("chosen", "chosen"), ("rejected", "rejected"))
+    if template.prompt is None:
+        return "text", (("text", "completion"),)
+    return "prompt_completion", (("prompt", "prompt"), ("completion", "completion"))
 
 
 def carry(row: Row, template: Template, pattern: str | None) -> Row:

@@ -15,17 +15,61 @@ DIGEST_BYTES = 16
 
 
 def content_digest(row: Mapping[str, Any]) -> bytes:
-    """16 bytes that stand for what a row teaches: its prompt and completion, messages or text; not its template's name.
+    """16 bytes that stand for what a row teaches: its texts, messages and label; not its template's name.
 
     BLAKE2b, RFC 7693. Two rows with the same digest are duplicates.
     """
     if "messages" in row:
-        content: Any = row["messages"]
+        content: Any = [row["messages"], row["tools"]] if "tools" in row else row["messages"]
     elif "completion" in row:
-        content = [row["prompt"], row["completion"]]
+        content = [row["prompt"], row["completion"], *([row["label"]] if "label" in row else [])]
+    elif "chosen" in row:
+        content = [row["prompt"], row["chosen"], row["rejected"]]
     else:
-        content = row["text"]
+        content = [row["text"], row["label"]] if "label" in row else row["text"]
+    return digest_of(content)
+
+
+def question_digest(row: Mapping[str, Any]) -> bytes | None:
+    """16 bytes that stand for what a row asks: its prompt, the turns before the last answer, or the labelled text.
+
+    None for plain text, which asks nothing.
+    """
+    if "messages" in row:
+        return digest_of(row["messages"][:-1])
+    if "prompt" in row:
+        return digest_of(row["prompt"])
+    return digest_of(row["text"]) if "label" in row else None
+
+
+def digest_of(content: Any) -> bytes:
+    """16 bytes of a JSON value."""
     return hashlib.blake2b(orjson.dumps(content), digest_size=DIGEST_BYTES).digest()
+
+
+class Stratifier:
+    """Gives each row of a stratum to a part that is behind, so a stratum has the shares to within a row or two.
+
+    The rows that came before decide: rows added at the end move none. A draw from the row's content decides between
+    parts that are behind, so that the order of the rows makes no pattern.
+    """
+
+    def __init__(self, shares: Mapping[str, float]) -> None:
+        self.shares = shares
+        self.counts: dict[str | None, dict[str, int]] = {}
+
+    def part_of(self, digest: bytes, stratum: str | None) -> str:
+        """The part for the next row of a stratum."""
+        counts = self.counts.setdefault(stratum, dict.fromkeys(self.shares, 0))
+        total = sum(counts.values()) + 1
+        behind = {name: share * total - counts[name] for name, share in self.shares.items()}
+        fair = {name: share for name, share in self.shares.items() if behind[name] > 0}
+        whole = sum(fair.values())
+        part = part_of(digest, {name: share / whole for name, share in fair.items()}, salt=f"stratum {total}"[:16])
+        due = max(behind, key=lambda name: behind[name])
+        part = due if behind[due] >= 1 else part
+        counts[part] += 1
+        return part
 
 
 def position(digest: bytes, salt: str) -> float:

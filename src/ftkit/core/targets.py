@@ -14,7 +14,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """What PEFT takes for linear: torch's layer, what inherits from it (bitsandbytes', Falcon's), and GPT-2's Conv1D."""
+    """What PEFT takes for linear: torch's layer, those that inherit from it (bitsandbytes, Falcon), GPT-2's Conv1D."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
@@ -39,9 +39,10 @@ def resolve_targets(model: nn.Module, spec: str) -> list[str]:
         raise no_match(spec, list(layers))
     if head in chosen and is_tied(model):
         raise UserError(
-            f"--targets: {head} shares its weight with the input embedding; an adapter on it could not be merged", ExitCode.MODEL,
+            f"--targets: {head} shares its weight with the input embedding; an adapter on it could not be merged",
+            ExitCode.MODEL,
             hint="leave it out: --targets all-linear",
-        )  # fmt: skip
+        )
     return shortest_suffixes(chosen, set(layers))
 
 

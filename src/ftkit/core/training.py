@@ -48,7 +48,12 @@ class StepResult:
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], objective: Objective, scaler: torch.amp.GradScaler, max_norm: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    objective: Objective,
+    scaler: torch.amp.GradScaler,
+    max_norm: float,
 ) -> tuple[float, float]:
     """One optimizer update from the micro-batches of one global batch: (nats per counted token, gradient norm).
 
@@ -59,7 +64,7 @@ def train_step(
     nats = torch.zeros((), device=batches[0].input_ids.device)
     for batch in batches:
         loss = objective(model, batch)  # () nats, summed
-        scaler.scale(loss / counted).backward()
+        scaler.scale(loss / counted).backward()  # type: ignore[no-untyped-call]
         nats += loss.detach()
     scaler.unscale_(optimizer)
     grad_norm = clip_grad_norm_(trainable_parameters(model), max_norm)
@@ -70,7 +75,12 @@ def train_step(
 
 
 def train_steps(
-    model: nn.Module, optimizer: torch.optim.Optimizer, examples: Sequence[Example], objective: Objective, plan: Plan, device: str
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    objective: Objective,
+    plan: Plan,
+    device: str,
 ) -> Iterator[StepResult]:
     """Train for plan.steps optimizer steps, yielding after each. A loss that is no number stops with exit 7."""
     model.train()
@@ -92,5 +102,8 @@ def train_steps(
 def require_finite(loss: float, norm: float, step: int, *, half: bool) -> None:
     """Exit 7 for a loss or gradient that is no number; float16's scaler skips steps with overflown gradients itself."""
     if not math.isfinite(loss) or not (half or math.isfinite(norm)):
-        raise UserError(f"step {step}: the loss is {loss}, the gradient norm {norm}: training diverged", ExitCode.DIVERGED,
-                        hint="make --lr smaller, or look at the rows of this step")  # fmt: skip
+        raise UserError(
+            f"step {step}: the loss is {loss}, the gradient norm {norm}: training diverged",
+            ExitCode.DIVERGED,
+            hint="make --lr smaller, or look at the rows of this step",
+        )

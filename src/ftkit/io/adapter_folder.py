@@ -1,4 +1,4 @@
-"""Write what a run trained: adapter/ in PEFT's layout, or model/ as transformers reads it; both with tokenizer and card."""
+"""Write what a run trained, with tokenizer and card: adapter/ in PEFT's layout, or model/ as transformers reads it."""
 
 from pathlib import Path
 from typing import Any

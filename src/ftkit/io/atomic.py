@@ -18,6 +18,7 @@ from ftkit.errors import ExitCode, UserError
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "ftkit.manifest/1"
+MAKE_AGAIN = "make the folder again, or copy it again from where it was made"
 
 
 @contextmanager
@@ -94,9 +95,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, OSError):
-        raise UserError(f"{folder / MANIFEST}: damaged", ExitCode.MODEL) from None
-    return manifest if isinstance(manifest, dict) else {}
+    except (ValueError, OSError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise damaged_manifest(folder)
+    return manifest
+
+
+def damaged_manifest(folder: Path) -> UserError:
+    """The error for a manifest that cannot be relied upon."""
+    return UserError(f"{folder / MANIFEST}: damaged", ExitCode.MODEL, hint=MAKE_AGAIN)
 
 
 def check_manifest(folder: Path) -> None:
@@ -107,16 +115,23 @@ def check_manifest(folder: Path) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    for name, expected in manifest.get("files", {}).items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(expected, dict) for expected in files.values()):
+        raise damaged_manifest(folder)
+    for name, expected in files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{folder / MANIFEST}: path {name!r} leaves the folder", ExitCode.MODEL)
+            raise UserError(f"{folder / MANIFEST}: path {name!r} leaves the folder", ExitCode.MODEL, hint=MAKE_AGAIN)
         file = folder / name
         if not file.is_file():
-            raise UserError(f"{file}: missing, though the manifest lists it", ExitCode.MODEL)
-        if file.stat().st_size != expected["bytes"]:
-            raise UserError(f"{file}: {file.stat().st_size:,} bytes, should have {expected['bytes']:,} (cut off?)", ExitCode.MODEL)
-        if sha256_of_file(file) != expected["sha256"]:
-            raise UserError(f"{file}: damaged (its sha256 is not the manifest's)", ExitCode.MODEL)
+            raise UserError(f"{file}: missing, though the manifest lists it", ExitCode.MODEL, hint=MAKE_AGAIN)
+        if file.stat().st_size != expected.get("bytes"):
+            raise UserError(
+                f"{file}: {file.stat().st_size} bytes, should have {expected.get('bytes')} (cut off?)",
+                ExitCode.MODEL,
+                hint=MAKE_AGAIN,
+            )
+        if sha256_of_file(file) != expected.get("sha256"):
+            raise UserError(f"{file}: damaged (its sha256 is not the manifest's)", ExitCode.MODEL, hint=MAKE_AGAIN)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,12 +1,13 @@
 """ftkit.json: what an adapter or a model folder must say about itself so that nothing has to be typed again."""
 
 import json
-from dataclasses import asdict, dataclass, field
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-from ftkit.io.template import Template, parse_template
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.template import Template, parse_template
 
 FILE = "ftkit.json"
 SCHEMA = "ftkit.card/1"
@@ -16,6 +17,7 @@ SCHEMA = "ftkit.card/1"
 class Card:
     """The facts that travel with trained weights.
 
+    base_weights_sha256: as `base_model.weights_sha256` says it (None: from a Hugging Face id, or trained from scratch).
     template_text: the whole template file (None: rows had no template, or the tokenizer's chat template renders them).
     pattern, example: what `ftkit prep` made of the columns, and one instruction of that form.
     quantized_sha256: layer name -> sha256 of its quantised weight as training saw it.
@@ -29,6 +31,7 @@ class Card:
     objective: str
     dtype: str
     max_length: int
+    base_weights_sha256: str | None = None
     template_text: str | None = None
     template_fingerprint: str | None = None
     pattern: str | None = None
@@ -44,7 +47,10 @@ class Card:
             return None
         template = parse_template(self.template_text, FILE)
         if template.fingerprint != self.template_fingerprint:
-            raise UserError(f"{FILE}: its template is {template.fingerprint}, not {self.template_fingerprint} as recorded", ExitCode.MODEL)
+            raise UserError(
+                f"{FILE}: its template is {template.fingerprint}, not {self.template_fingerprint} as recorded",
+                ExitCode.MODEL,
+            )
         return template
 
 
@@ -55,16 +61,41 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def read_card(folder: Path) -> Card | None:
-    """The card of a folder; None where another tool made it."""
+    """The card of a folder; None where another tool made it. Exit 4 for a damaged one: its facts are relied upon."""
+    path = folder / FILE
     try:
-        values: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise UserError(f"{folder / FILE}: damaged", ExitCode.MODEL) from None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: damaged", ExitCode.MODEL, hint="copy the folder again from where it was trained")
     if values.pop("schema", None) != SCHEMA:
-        raise UserError(f"{folder / FILE}: not of this version of ftkit ({SCHEMA})", ExitCode.MODEL)
-    try:
-        return Card(**values)
-    except TypeError as error:
-        raise UserError(f"{folder / FILE}: {error}", ExitCode.MODEL) from None
+        raise UserError(
+            f"{path}: not of this version of ftkit ({SCHEMA})", ExitCode.MODEL, hint="train again with this version"
+        )
+    hints = get_type_hints(Card)
+    wrong = [key for key, value in values.items() if key not in hints or not is_of_type(value, hints[key])]
+    wrong += [
+        f.name for f in fields(Card) if f.name not in values and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if wrong:
+        raise UserError(
+            f"{path}: '{wrong[0]}' is missing, unknown or of a wrong type",
+            ExitCode.MODEL,
+            hint="train again with this version",
+        )
+    return Card(**values)
+
+
+def is_of_type(value: Any, wanted: Any) -> bool:
+    """True if a JSON value is what a field of the card holds: text, a number, a list or a dict of them, or None."""
+    if isinstance(wanted, types.UnionType):
+        return any(is_of_type(value, option) for option in get_args(wanted))
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin is list:
+        return isinstance(value, list) and all(is_of_type(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(is_of_type(item, inner[1]) for item in value.values())
+    return isinstance(value, wanted) and not isinstance(value, bool)

@@ -1,12 +1,15 @@
 """Where to compute and in which number format."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 
 from ftkit.errors import ExitCode, UserError
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DtypeName = Literal["bf16", "fp16", "fp32"]
+NAMES: dict[torch.dtype, DtypeName] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in NAMES.items()}
 
 
 def pick_device(asked: str) -> str:
@@ -24,10 +27,19 @@ def pick_dtype(asked: str, device: str, *, trains_weights: bool) -> torch.dtype:
     """The format of frozen weights and activations.
 
     auto: 32 bits where the weights themselves are trained (a bfloat16 weight loses small updates); otherwise
-    bfloat16 where the device computes in it, else float16 on a GPU and float32 on a CPU.
+    bfloat16 where the device computes in it, else float16 on a GPU and float32 on a CPU. float16 weights are never
+    trained: their gradients cannot be scaled against underflow.
     """
+    if asked == "fp16" and trains_weights:
+        raise UserError(
+            "--dtype fp16 is too narrow to train the weights themselves",
+            ExitCode.USAGE,
+            hint="--dtype auto, or an adapter: --lora",
+        )
     if asked == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("--dtype bf16: this GPU cannot compute in bfloat16", ExitCode.ENVIRONMENT, hint="--dtype auto or fp16")
+        raise UserError(
+            "--dtype bf16: this GPU cannot compute in bfloat16", ExitCode.ENVIRONMENT, hint="--dtype auto or fp16"
+        )
     if asked != "auto":
         return DTYPES[asked]
     if trains_weights:
@@ -41,10 +53,10 @@ def pick_dtype(asked: str, device: str, *, trains_weights: bool) -> torch.dtype:
 
 def cpu_computes_bf16() -> bool:
     """True if the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> DtypeName:
     """bf16, fp16 or fp32."""
-    return next(name for name, value in DTYPES.items() if value == dtype)
+    return NAMES[dtype]

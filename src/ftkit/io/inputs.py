@@ -1,31 +1,55 @@
 """Open anything that prep reads, as records with line numbers: what format it is in is found from its content."""
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePath
-from typing import Literal
+from typing import IO, Literal
+
+import orjson
 
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.compression import Rewound, unpack
+from ftkit.io.documents import Unit, read_documents
+from ftkit.io.hub_data import read_hub
 from ftkit.io.json_array import array_elements
 from ftkit.io.jsonl import is_cut_off, open_source, parse_row, source_name
-from ftkit.io.tables import DELIMITERS, Fault, Record, find_delimiter, read_table, spelled_delimiter
+from ftkit.io.nested import MISSING, find_list, look_up
+from ftkit.io.parquet import MAGIC, read_parquet
+from ftkit.io.sources import HUB, inner_suffix
+from ftkit.io.tables import DELIMITERS, Fault, Record, TableOptions, find_delimiter, read_table, spelled_delimiter
 from ftkit.io.text_input import HEAD_BYTES, TextInput, open_text
 
-Format = Literal["csv", "json", "jsonl"]
+Format = Literal["csv", "json", "jsonl", "parquet", "text", "hub"]
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+TEXT_SUFFIXES = (".txt", ".md")
 LOOKS_LIKE_JSON = re.compile(r'\s*(\[\s*)?\{\s*["}]|\s*\[\s*\]\s*$')
+TABBED = 0.95
+"""A .txt file is a table if at least this share of its first lines holds equally many tabs."""
 
 
 @dataclass(frozen=True)
 class ReadOptions:
     """How to read the inputs, where they do not say it themselves."""
 
-    format: Literal["auto", "csv", "json", "jsonl"] = "auto"
+    format: Literal["auto", "csv", "json", "jsonl", "parquet", "text"] = "auto"
     encoding: str | None = None
     delimiter: str | None = None
     max_field_chars: int = 10_000_000
+    columns: tuple[str, ...] = ()
+    has_header: bool = True
+    skip_lines: int = 0
+    has_quotes: bool = True
+    records: str | None = None
+    """Dotted path of the list of records inside a JSON object."""
+    documents: Unit | None = None
+    """What a document of a plain text is."""
+
+    @property
+    def asks_for_table(self) -> bool:
+        """True if an option only makes sense for a table."""
+        return bool(self.delimiter or self.columns or self.skip_lines or not (self.has_header and self.has_quotes))
 
 
 @dataclass(frozen=True)
@@ -41,49 +65,139 @@ class OpenInput:
 
 @contextmanager
 def open_input(source: str, options: ReadOptions) -> Iterator[OpenInput]:
-    """The records of a file or of stdin (`-`), read as they are asked for (a JSON array is held in memory)."""
-    with open_source(source) as stream:
-        text = open_text(stream, source_name(source), options.encoding)
-        beginning = text.beginning()
-        if not beginning.strip() and len(text.head) < HEAD_BYTES:
-            raise UserError(f"{text.name}: 0 rows", ExitCode.DATA, hint="the input is empty")
-        kind, notes = find_format(text.name, beginning, options.format)
-        if kind == "csv":
-            delimiter = spelled_delimiter(options.delimiter) if options.delimiter else find_delimiter(text)
-            if delimiter != "," and not options.delimiter:
-                notes += (f"{text.name}: columns are separated by {delimiter!r} ({DELIMITERS[delimiter]})",)
-            records = read_table(text, delimiter, options.max_field_chars)
-        elif kind == "json":
-            records = read_array(text)
-        else:
+    """The records of a file, of stdin (`-`) or of a hub data set, read as they are asked for.
+
+    A JSON array is held in memory, and so is Parquet that cannot be read from its end.
+    """
+    if source.startswith(HUB):
+        records, notes = read_hub(source)
+        yield OpenInput(source, records, "hub", notes)
+        return
+    with open_source(source) as packed:
+        name = source_name(source)
+        stream = unpack(packed, name)
+        head = stream.read(len(MAGIC))
+        if options.format == "parquet" or (options.format == "auto" and head == MAGIC):
+            rewound = packed if is_file(packed, head) else io.BufferedReader(Rewound(head, stream))
+            yield OpenInput(name, read_parquet(rewound, name), "parquet")
+            return
+        yield open_readable(io.BufferedReader(Rewound(head, stream)), name, options)
+
+
+def is_file(packed: IO[bytes], head: bytes) -> bool:
+    """True if a stream can be read again from its start, where it holds what was read of it (it is not packed)."""
+    if not packed.seekable():
+        return False
+    at = packed.tell()
+    packed.seek(0)
+    if packed.read(len(head)) == head:
+        packed.seek(0)
+        return True
+    packed.seek(at)
+    return False
+
+
+def open_readable(stream: IO[bytes], name: str, options: ReadOptions) -> OpenInput:
+    """A table, JSON or plain text."""
+    text = open_text(stream, name, options.encoding)
+    beginning = text.beginning()
+    if not beginning.strip() and len(text.head) < HEAD_BYTES:
+        raise UserError(f"{text.name}: 0 rows", ExitCode.DATA, hint="the input is empty")
+    kind, notes = find_format(text.name, beginning, options)
+    if kind == "csv":
+        given = options.delimiter
+        delimiter = spelled_delimiter(given) if given else find_delimiter(text, options.skip_lines)
+        if delimiter != "," and not given:
+            notes += (f"{text.name}: columns are separated by {delimiter!r} ({DELIMITERS[delimiter]})",)
+        records = read_table(text, table_options(options, delimiter))
+    elif kind == "text":
+        records = read_documents(text, options.documents or "file")
+    elif kind == "json":
+        records = read_array(text, options.records)
+    else:
+        if options.records is None:
             refuse_spread_object(text.name, beginning)
-            records = read_lines(text)
-        yield OpenInput(text.name, records, kind, text.notes + notes)
+        records = read_lines(text)
+        records = records if options.records is None else unfold(records, options.records, text.name)
+    return OpenInput(text.name, records, kind, text.notes + notes)
 
 
-def find_format(name: str, beginning: str, asked: str) -> tuple[Format, tuple[str, ...]]:
-    """Table, JSON array or JSON lines; and what to say where name and content differ."""
-    if asked in ("csv", "json", "jsonl"):
-        return asked, ()  # type: ignore[return-value]
-    suffix = PurePath(name).suffix.lower()
-    kind: Format = "json" if beginning.lstrip().startswith("[") else "jsonl"
+def table_options(options: ReadOptions, delimiter: str) -> TableOptions:
+    """What the reader of tables has to know."""
+    return TableOptions(
+        delimiter,
+        options.max_field_chars,
+        options.columns,
+        options.has_header and not options.columns,
+        options.skip_lines,
+        options.has_quotes,
+    )
+
+
+def find_format(name: str, beginning: str, options: ReadOptions) -> tuple[Format, tuple[str, ...]]:
+    """Table, JSON array (or object to look into), JSON lines or plain text; and what to say where it is not obvious."""
+    if options.format in ("csv", "json", "jsonl", "text"):
+        return options.format, ()
+    if options.documents:
+        return "text", ()
+    suffix = inner_suffix(name)
+    kind: Format = "json" if beginning.lstrip().startswith("[") or holds_object(beginning, options) else "jsonl"
     if suffix in JSON_SUFFIXES:
         differs = suffix != ".json" and kind == "json"
         return kind, (f"{name}: holds a JSON array",) if differs else ()
     if LOOKS_LIKE_JSON.match(beginning):
         called = "a JSON array" if kind == "json" else "JSON lines"
         return kind, (f"{name}: holds {called}",) if name != "<stdin>" else ()
+    if suffix in TEXT_SUFFIXES and not options.asks_for_table and not is_tabbed(beginning):
+        unit = "one document (--documents paragraph or line cuts it; a table: --format csv)"
+        return "text", (f"{name}: plain text, {unit}",)
     return "csv", ()
 
 
-def read_array(text: TextInput) -> Iterator[Record | Fault]:
-    """The objects of a JSON array; an array without any is a data error."""
-    found = 0
-    for line, element in array_elements(text.whole(), text.name):
+def holds_object(beginning: str, options: ReadOptions) -> bool:
+    """True if --records should look into one JSON object, and not into one on each line."""
+    if options.records is None:
+        return False
+    first, _, rest = beginning.lstrip().partition("\n")
+    return first.startswith("{") and (is_cut_off(first) or not rest.strip())
+
+
+def is_tabbed(beginning: str) -> bool:
+    """True if most lines hold equally many tabs, at least one: a table under the name of a text."""
+    lines = [line for line in beginning.split("\n") if line.strip()]
+    tabs = lines[0].count("\t") if lines else 0
+    return tabs > 0 and sum(line.count("\t") == tabs for line in lines) >= TABBED * len(lines)
+
+
+def read_array(text: TextInput, path: str | None) -> Iterator[Record | Fault]:
+    """The objects of a JSON array, or of the list at a path of a JSON object; without any it is a data error."""
+    whole, found = text.whole(), 0
+    start = find_list(whole, path, text.name) if path and not whole.lstrip().startswith("[") else None
+    records = (
+        record_of(element.encode(), line, text.name) for line, element in array_elements(whole, text.name, start)
+    )
+    for record in records if path is None or start is not None else unfold(records, path, text.name):
         found += 1
-        yield record_of(element.encode(), line, text.name)
+        yield record
     if not found:
         raise UserError(f"{text.name}: 0 rows", ExitCode.DATA, hint="the array is empty")
+
+
+def unfold(records: Iterator[Record | Fault], path: str, name: str) -> Iterator[Record | Fault]:
+    """The records in the lists that lie at a path of other records."""
+    for outer in records:
+        if isinstance(outer, Fault):
+            yield outer
+            continue
+        inner = look_up(outer.values, path)
+        if isinstance(inner, list) and all(isinstance(values, dict) for values in inner):
+            yield from (Record(outer.line, values) for values in inner)
+            continue
+        problem = f"no '{path}' (it has {', '.join(outer.values)})" if inner is MISSING else f"'{path}' is no list"
+        error = UserError(
+            f"{name}:{outer.line}: {problem} of records", ExitCode.DATA, hint="--records names the key that holds them"
+        )
+        yield Fault(outer.line, error, orjson.dumps(outer.values).decode())
 
 
 def read_lines(text: TextInput) -> Iterator[Record | Fault]:
@@ -111,9 +225,10 @@ def refuse_spread_object(name: str, beginning: str) -> None:
     """A data error for one JSON object written over many lines: it is neither a list of records nor JSON lines."""
     first, newline, rest = beginning.lstrip().partition("\n")
     if newline and first.startswith("{") and is_cut_off(first) and not rest.lstrip().startswith("{"):
+        key = re.search(r'"([^"]+)"\s*:\s*\[', beginning)
         raise UserError(
             f"{name}:1: one JSON object over several lines, not a list of records",
             ExitCode.DATA,
-            hint="prep reads [{...}, {...}] or one object per line; "
-            f"to take the list under a key: jq -c '.KEY[]' {name} | ftkit prep -",
+            hint=f"to take the list under a key: --records {key[1] if key else 'KEY'}; "
+            "prep also reads [{...}, {...}] and one object per line",
         )

@@ -9,17 +9,17 @@ from ftkit.errors import ExitCode, UserError
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def array_elements(text: str, name: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, source text) of each element of the array that the text is.
+def array_elements(text: str, name: str, start: int | None = None) -> Iterator[tuple[int, str]]:
+    """(line number from 1, source text) of each element of the array that the text is, or that begins at `start` in it.
 
     What lies between the elements is checked here; what is inside one is for the caller to parse.
     """
-    at, line, counted = skip_space(text, 0), 1, 0
+    at, line, counted = skip_space(text, start or 0), 1, 0
     if text[at : at + 1] != "[":
         raise broken(text, at, name, "a JSON array should begin here with [")
     at = skip_space(text, at + 1)
     if text[at : at + 1] == "]":
-        return check_end(text, at + 1, name)
+        return check_end(text, at + 1, name) if start is None else None
     while True:
         line, counted = line + text.count("\n", counted, at), at
         end = end_of_value(text, at, name)
@@ -27,7 +27,7 @@ def array_elements(text: str, name: str) -> Iterator[tuple[int, str]]:
         at = skip_space(text, end)
         mark = text[at : at + 1]
         if mark == "]":
-            return check_end(text, at + 1, name)
+            return check_end(text, at + 1, name) if start is None else None
         if mark != ",":
             raise broken(text, at, name, "a comma or ] is missing" if mark else CUT_OFF)
         at = skip_space(text, at + 1)

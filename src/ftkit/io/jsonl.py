@@ -202,6 +202,8 @@ def is_cut_off(text: str) -> bool:
 def rows_output(path: str | None, *, force: bool = False) -> Iterator[Callable[[dict[str, Any]], Any]]:
     """A function that writes one row as one line: to a file that appears whole at the end, or to stdout as it goes."""
     if path is None:
+        if sys.stdout is None:
+            raise UserError("stdout is closed", ExitCode.IO, hint="give the rows a file: -o FILE")
         with jsonlines.Writer(sys.stdout.buffer, dumps=orjson.dumps) as writer:
             yield writer.write
             sys.stdout.buffer.flush()

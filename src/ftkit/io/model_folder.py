@@ -5,9 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ftkit import console
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.base_model import Base
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -15,25 +13,6 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 KEPT = ("generation_config.json", "LICENSE*", "NOTICE*")
 CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def local_folder(base: Base) -> Path:
-    """The base's files on this disk; those of a Hugging Face id come from the cache, or are fetched into it."""
-    if base.folder is not None:
-        return base.folder
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*"]
-    try:
-        with console.quiet_libraries():
-            return Path(snapshot_download(base.location, revision=base.revision, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or ["?"])[0][:200]
-        raise UserError(
-            f"{base.name}: cannot be fetched: {reason}",
-            ExitCode.MODEL,
-            hint="hf download fetches a model into the cache",
-        ) from None
 
 
 def copy_beside(base: Path, adapter: Path, folder: Path) -> None:

@@ -5,10 +5,13 @@ NF4 and double quantisation: QLoRA, arXiv:2305.14314, section 3. LLM.int8(): arX
 
 import hashlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ftkit.errors import ExitCode, UserError
 
 BLOCK = 64
 """Weights per NF4 block with a scale of its own."""
@@ -27,6 +30,14 @@ def quantization_config(method: str, compute: torch.dtype) -> Any:
     return None
 
 
+def check_quantization(method: str) -> None:
+    """Exit 6 for a quantised base where bitsandbytes is not installed."""
+    flag = {"qlora": "--qlora", "int8": "--load-in-8bit"}.get(method)
+    if flag and find_spec("bitsandbytes") is None:
+        hint = "pip install bitsandbytes; or train without it: --lora"
+        raise UserError(f"{flag} needs bitsandbytes, which is not installed", ExitCode.ENVIRONMENT, hint=hint)
+
+
 def keep_plain_layout(model: nn.Module) -> None:
     """Forbid bitsandbytes to repack 4-bit weights on CPU.
 
@@ -35,13 +46,16 @@ def keep_plain_layout(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # no attribute that mypy knows
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every 4- or 8-bit linear layer; names as in the base model, without PEFT's prefixes."""
+    """Name and module of every 4- or 8-bit linear layer; names as in the base model, without PEFT's prefixes.
+
+    PEFT's wrapper around such a layer has the same class name and is passed over.
+    """
     for name, module in model.named_modules():
-        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt") and not hasattr(module, "base_layer"):
             yield plain_name(name), module
 
 

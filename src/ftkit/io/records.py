@@ -4,23 +4,30 @@ from typing import Any, Literal
 
 from ftkit.errors import ExitCode, UserError
 
-Kind = Literal["prompt_completion", "messages", "text"]
+Kind = Literal["prompt_completion", "messages", "text", "classification", "preference"]
+TRAINED: tuple[Kind, ...] = ("prompt_completion", "messages", "text")
+"""The kinds that train, eval and chat take."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
 def kind_of(row: dict[str, Any]) -> Kind | None:
     """Which kind of training row this is, by its keys; None if it is none."""
     if "prompt" in row and "completion" in row:
-        return "prompt_completion"
+        return "preference" if isinstance(row.get("label"), bool) else "prompt_completion"
+    if "prompt" in row and "chosen" in row and "rejected" in row:
+        return "preference"
     if "messages" in row:
         return "messages"
     if "text" in row:
-        return "text"
+        return "classification" if "label" in row else "text"
     return None
 
 
-def check_row(row: dict[str, Any], where: str) -> Kind:
-    """The row's kind; a row that nothing can be learned from is a data error at `where` (`file:line`)."""
+def check_row(row: dict[str, Any], where: str, *, kinds: tuple[Kind, ...] = TRAINED) -> Kind:
+    """The row's kind; a row that nothing can be learned from is a data error at `where` (`file:line`).
+
+    `kinds` are those that the caller can use; by default those that can be trained, without tool calls.
+    """
     kind = kind_of(row)
     if kind is None:
         raise UserError(
@@ -28,16 +35,62 @@ def check_row(row: dict[str, Any], where: str) -> Kind:
             ExitCode.DATA,
             hint="make rows with ftkit prep; a row has prompt and completion, messages, or text",
         )
+    if kind not in kinds:
+        hint = (
+            "for plain text leave 'label' out; for a prompt that asks for the label: --template alpaca"
+            if kind == "classification"
+            else "keep the good answers only, under 'completion' or 'messages'"
+        )
+        raise UserError(f"{where}: rows of {kind} cannot be trained yet", ExitCode.DATA, hint=hint)
     if kind == "messages":
         check_messages(row["messages"], where)
-        return kind
+        if kinds == TRAINED:
+            refuse_tool_calls(row["messages"], where)
+    elif kind == "preference":
+        check_preference(row, where)
+    else:
+        check_texts(row, kind, where)
+    return kind
+
+
+def check_texts(row: dict[str, Any], kind: Kind, where: str) -> None:
+    """Texts are text, the answer is not empty, a label is text or a whole number."""
     for key in ("prompt", "completion") if kind == "prompt_completion" else ("text",):
         if not isinstance(row[key], str):
             raise UserError(f"{where}: '{key}' is {type_name(row[key])}, should be text", ExitCode.DATA)
     answer = row["completion"] if kind == "prompt_completion" else row["text"]
     if not answer.strip():
-        raise UserError(f"{where}: no answer, nothing to learn", ExitCode.DATA, hint="leave the row out: ftkit prep FILE --on-error skip")
-    return kind
+        raise UserError(
+            f"{where}: no answer, nothing to learn",
+            ExitCode.DATA,
+            hint="leave the row out: ftkit prep FILE --on-error skip",
+        )
+    if kind == "classification":
+        label = row["label"]
+        if not isinstance(label, (str, int)) or (isinstance(label, str) and not label.strip()):
+            shown = "empty" if isinstance(label, str) else f"{type_name(label)}, should be text or a whole number"
+            raise UserError(f"{where}: 'label' is {shown}", ExitCode.DATA)
+
+
+def check_preference(row: dict[str, Any], where: str) -> None:
+    """A prompt and its answers: all of them texts, or all of them turns; no answer empty, a pair not the same."""
+    answers = ("completion",) if "completion" in row else ("chosen", "rejected")
+    is_text = isinstance(row["prompt"], str)
+    for key in ("prompt", *answers):
+        value = row[key]
+        if is_text != isinstance(value, str) or not isinstance(value, (str, list)):
+            wanted = "text" if is_text else "a list of turns"
+            raise UserError(f"{where}: '{key}' is {type_name(value)}, should be {wanted}", ExitCode.DATA)
+    for key in answers:
+        if is_text and not row[key].strip():
+            raise UserError(f"{where}: '{key}' is empty, nothing to learn", ExitCode.DATA)
+        if not is_text:
+            check_messages([*row["prompt"], *row[key]], where)
+            if not row["prompt"] or any(not str(turn["content"]).strip() for turn in row[key]):
+                what = f"'{key}' has an empty turn" if row["prompt"] else "'prompt' has no turn"
+                raise UserError(f"{where}: {what}, nothing to learn", ExitCode.DATA)
+    if len(answers) == 2 and row["chosen"] == row["rejected"]:
+        raise UserError(f"{where}: 'chosen' and 'rejected' are the same, nothing to learn", ExitCode.DATA)
 
 
 def check_messages(messages: Any, where: str) -> None:
@@ -64,10 +117,33 @@ def check_messages(messages: Any, where: str) -> None:
     if not any(message["role"] == "assistant" for message in messages):
         raise UserError(f"{where}: no assistant turn, nothing to learn", ExitCode.DATA)
     if before != "assistant":
-        raise UserError(f"{where}: the conversation ends with a {before} turn", ExitCode.DATA, hint="it should end with the assistant's answer")
+        raise UserError(
+            f"{where}: the conversation ends with a {before} turn",
+            ExitCode.DATA,
+            hint="it should end with the assistant's answer",
+        )
+
+
+def refuse_tool_calls(messages: list[dict[str, Any]], where: str) -> None:
+    """A data error for a turn that calls a tool: rendered without it, the turn would teach something else."""
+    for number, message in enumerate(messages, 1):
+        if message.get("tool_calls"):
+            raise UserError(
+                f"{where}: turn {number} calls a tool; tool calls cannot be trained yet",
+                ExitCode.DATA,
+                hint="leave such conversations out of the rows",
+            )
 
 
 def type_name(value: Any) -> str:
     """The type of a JSON value as JSON calls it."""
-    names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number", type(None): "null", str: "text"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+        str: "text",
+    }
     return names.get(type(value), type(value).__name__)

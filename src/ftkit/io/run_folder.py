@@ -1,4 +1,4 @@
-"""The folder of one training run: run.json, config.toml, metrics.jsonl, valid.jsonl, adapter/ or model/; runs/latest."""
+"""The folder of a training run: run.json, config.toml, metrics.jsonl, valid.jsonl, adapter/ or model/; runs/latest."""
 
 import json
 import secrets
@@ -59,10 +59,18 @@ class RunFolder:
         try:
             info = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{self.path}: no run.json, so it is no run folder", ExitCode.MODEL, hint="runs are in runs/; train makes one") from None
-        except ValueError:
-            raise UserError(f"{self.path / 'run.json'}: damaged", ExitCode.MODEL) from None
-        return info if isinstance(info, dict) else {}
+            raise UserError(
+                f"{self.path}: no run.json, so it is no run folder",
+                ExitCode.MODEL,
+                hint="runs are in runs/; train makes one",
+            ) from None
+        except (ValueError, RecursionError):
+            info = None
+        if not isinstance(info, dict):
+            raise UserError(
+                f"{self.path / 'run.json'}: damaged", ExitCode.MODEL, hint="remove the run and train it again"
+            )
+        return info
 
     def log(self, line: dict[str, Any]) -> None:
         """One more line of metrics.jsonl."""
@@ -95,7 +103,10 @@ def find_complete(identity: str) -> RunFolder | None:
     """The newest complete run in runs/ with this identity."""
     for info in sorted(RUNS.glob("*/run.json"), reverse=True):
         run = RunFolder(info.parent)
-        known = run.read_info()
+        try:
+            known = run.read_info()
+        except UserError:  # a damaged run must not keep others from being trained
+            continue
         if known.get("identity") == identity and known.get("status") == COMPLETE and run.trained.is_dir():
             return run
     return None
@@ -122,7 +133,11 @@ def require_latest() -> RunFolder:
     """The run that completed last; where there is none, exit 4 and the command to type."""
     run = latest_run()
     if run is None:
-        raise UserError("no run here yet (runs/latest names none)", ExitCode.MODEL, hint="ftkit train train.jsonl --qlora --r 8 --targets all-linear")
+        raise UserError(
+            "no run here yet (runs/latest names none)",
+            ExitCode.MODEL,
+            hint="ftkit train train.jsonl --qlora --r 8 --targets all-linear",
+        )
     return run
 
 
@@ -130,8 +145,19 @@ def open_run(path: str) -> RunFolder:
     """A run by its folder; one that is not complete is exit 4."""
     run = RunFolder(Path(path))
     if not run.path.is_dir():
-        raise UserError(f"{path}: no such run folder", ExitCode.MODEL, hint="ls runs/")
+        raise UserError(f"{path}: no such run folder", ExitCode.MODEL, hint=nearest_run(run.path))
     status = run.read_info().get("status")
     if status != COMPLETE:
-        raise UserError(f"{path}: the run is not complete (status: {status})", ExitCode.MODEL, hint="train it to the end first")
+        raise UserError(
+            f"{path}: the run is not complete (status: {status})", ExitCode.MODEL, hint="train it to the end first"
+        )
     return run
+
+
+def nearest_run(path: Path) -> str:
+    """A hint with the run of the most similar name, or where runs are."""
+    from difflib import get_close_matches
+
+    names = [info.parent.name for info in path.parent.glob("*/run.json")]
+    near = get_close_matches(path.name, names, n=1)
+    return f"did you mean '{path.parent / near[0]}'?" if near else "ls runs/"

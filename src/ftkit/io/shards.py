@@ -19,6 +19,7 @@ BYTES_PER_VALUE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
+AGAIN = "download the file again"
 LONGEST_HEADER_BYTES = 100_000_000
 CHUNK_BYTES = 1 << 24
 SHARD_BYTES = 5_000_000_000
@@ -44,14 +45,18 @@ class TensorPlace:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, in order; exit 4 where there are none or one is missing."""
     index = folder / INDEX
+    if (folder / SINGLE).is_file():  # where both are, transformers loads this one
+        return [folder / SINGLE]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise UserError(f"{index}: damaged index", ExitCode.MODEL) from None
+            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            names = []
+        if not names:
+            raise UserError(f"{index}: damaged index", ExitCode.MODEL, hint="download the model again")
         for name in names:
             if Path(name).name != name:
-                raise UserError(f"{index}: path {name!r} leaves the folder", ExitCode.MODEL)
+                raise UserError(f"{index}: path {name!r} leaves the folder", ExitCode.MODEL, hint=AGAIN)
             if not (folder / name).is_file():
                 raise UserError(
                     f"{folder / name}: missing, though {INDEX} lists it",
@@ -59,8 +64,6 @@ def weight_files(folder: Path) -> list[Path]:
                     hint="download the model again",
                 )
         return [folder / name for name in names]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
     raise missing_weights(folder)
 
 
@@ -68,7 +71,9 @@ def missing_weights(folder: Path) -> UserError:
     """The error for a folder without safetensors; pickles are named and refused."""
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
-        convert = "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors, on a machine you may lose"
+        convert = (
+            "load and save_pretrained() it with transformers, on a machine that you may lose: that writes safetensors"
+        )
         return UserError(
             f"{folder}: has only pickled weights ({pickles[0]}), which can run code", ExitCode.MODEL, hint=convert
         )
@@ -81,7 +86,9 @@ def read_layout(folder: Path) -> dict[str, TensorPlace]:
     for file in weight_files(folder):
         for name, place in read_header(file).items():
             if name in layout:
-                raise UserError(f"{file}: tensor '{name}' is also in {layout[name].file.name}", ExitCode.MODEL)
+                raise UserError(
+                    f"{file}: tensor '{name}' is also in {layout[name].file.name}", ExitCode.MODEL, hint=AGAIN
+                )
             layout[name] = place
     return layout
 
@@ -93,11 +100,13 @@ def read_header(path: Path) -> dict[str, TensorPlace]:
         head = file.read(8)
         foreign = foreign_content(head + file.read(64), size)
         if foreign:
-            raise UserError(f"{path}: {foreign}", ExitCode.MODEL, hint="download the file again")
+            raise UserError(f"{path}: {foreign}", ExitCode.MODEL, hint=AGAIN)
         length = struct.unpack("<Q", head)[0]
         if length > min(size - 8, LONGEST_HEADER_BYTES):
             raise UserError(
-                f"{path}: its header should be {length:,} bytes, the file has {size:,} (cut off?)", ExitCode.MODEL
+                f"{path}: its header should be {length:,} bytes, the file has {size:,} (cut off?)",
+                ExitCode.MODEL,
+                hint=AGAIN,
             )
         file.seek(8)
         header = parse_header(file.read(length), path)
@@ -132,31 +141,28 @@ def parse_header(text: bytes, path: Path) -> dict[str, dict]:  # type: ignore[ty
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{path}: tensor '{twice}' stands twice in the header", ExitCode.MODEL)
+            raise UserError(f"{path}: tensor '{twice}' stands twice in the header", ExitCode.MODEL, hint=AGAIN)
         return dict(pairs)
 
     try:
         header = json.loads(text, object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: its header is not JSON (damaged?)", ExitCode.MODEL) from None
+        raise UserError(f"{path}: its header is not JSON (damaged?)", ExitCode.MODEL, hint=AGAIN) from None
     if not isinstance(header, dict):
-        raise UserError(f"{path}: its header is not an object", ExitCode.MODEL)
+        raise UserError(f"{path}: its header is not an object", ExitCode.MODEL, hint=AGAIN)
     return header
 
 
 def tensor_place(path: Path, name: str, entry: object, data_start: int) -> TensorPlace:
     """One header entry, checked: dtype known, bytes = product of the shape times the value's size."""
     try:
-        dtype, shape, (start, end) = str(entry["dtype"]), tuple(map(int, entry["shape"])), entry["data_offsets"]  # type: ignore[index]
-        right = (
-            dtype in BYTES_PER_VALUE and 0 <= start <= end and math.prod(shape) * BYTES_PER_VALUE[dtype] == end - start
-        )
+        dtype, shape, (start, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]  # type: ignore[index]
+        right = dtype in BYTES_PER_VALUE and all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        right = right and math.prod(shape) * BYTES_PER_VALUE[dtype] == end - start
     except (TypeError, KeyError, ValueError):
         right = False
     if not right:
-        raise UserError(
-            f"{path}: tensor '{name}' has a wrong entry in the header", ExitCode.MODEL, hint="download the file again"
-        )
+        raise UserError(f"{path}: tensor '{name}' has a wrong entry in the header", ExitCode.MODEL, hint=AGAIN)
     return TensorPlace(path, dtype, shape, data_start + start, data_start + end)
 
 
@@ -166,13 +172,13 @@ def check_coverage(path: Path, layout: dict[str, TensorPlace], data_start: int, 
     for name, place in sorted(layout.items(), key=lambda item: (item[1].start, item[1].end)):
         if place.start != at:
             fault = "overlaps the one before it" if place.start < at else "leaves a hole before it"
-            raise UserError(f"{path}: tensor '{name}' {fault}", ExitCode.MODEL)
+            raise UserError(f"{path}: tensor '{name}' {fault}", ExitCode.MODEL, hint=AGAIN)
         at = place.end
     if at != size:
         raise UserError(
             f"{path}: {size:,} bytes, its tensors end at {at:,} (cut off?)",
             ExitCode.MODEL,
-            hint="download the file again",
+            hint=AGAIN,
         )
 
 
@@ -198,7 +204,7 @@ def read_chunks(place: TensorPlace, chunk_bytes: int = CHUNK_BYTES) -> Iterator[
         while left:
             chunk = file.read(min(left, chunk_bytes))
             if not chunk:
-                raise UserError(f"{place.file}: ends inside a tensor", ExitCode.MODEL, hint="download the file again")
+                raise UserError(f"{place.file}: ends inside a tensor", ExitCode.MODEL, hint=AGAIN)
             left -= len(chunk)
             yield chunk
 

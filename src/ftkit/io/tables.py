@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePath
 from typing import Any
 
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.sources import inner_suffix
 from ftkit.io.text_input import TextInput, not_text, unreadable
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
@@ -18,6 +18,21 @@ SPELLINGS = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "
 LOOKED_AT_ROWS = 100
 FITS = 0.5
 """A delimiter is a candidate if at least this share of the first rows has as many values as the header."""
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How a table is written, where its file does not show it."""
+
+    delimiter: str = ","
+    max_field_chars: int = 10_000_000
+    columns: tuple[str, ...] = ()
+    """Names for the columns of a table without a line of them."""
+    has_header: bool = True
+    skip_lines: int = 0
+    """Lines above the table that are no part of it."""
+    has_quotes: bool = True
+    """False: a quote is a character like any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +68,26 @@ class RecordLines:
         return line
 
 
-def read_table(text: TextInput, delimiter: str, max_field_chars: int) -> Iterator[Record | Fault]:
+def read_table(text: TextInput, options: TableOptions) -> Iterator[Record | Fault]:
     """The records below the header; a table without a header or without records is a data error.
 
     Line numbers are physical lines; a record with line ends inside quotes is named by the line it starts on.
     """
-    csv.field_size_limit(max_field_chars)
-    lines = RecordLines(text.lines())
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    csv.field_size_limit(options.max_field_chars)
+    lines = RecordLines(islice(text.lines(), options.skip_lines, None))
+    quoting = csv.QUOTE_MINIMAL if options.has_quotes else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=options.delimiter, strict=True, quoting=quoting)  # type: ignore[arg-type]
+    header = list(options.columns) or None
     records = 0
     while True:
         lines.kept.clear()
-        start = reader.line_num + 1
+        start = reader.line_num + 1 + options.skip_lines
         try:
             cells = next(reader)
         except StopIteration:
             break
         except csv.Error as error:
-            fault = explain(error, lines.kept, f"{text.name}:{start}", start, delimiter, max_field_chars)
+            fault = explain(error, lines.kept, f"{text.name}:{start}", start, options)
             if header is None or not fault.is_local:
                 raise fault.error from None
             records += 1
@@ -83,10 +99,11 @@ def read_table(text: TextInput, delimiter: str, max_field_chars: int) -> Iterato
         if header is None:
             if problem:
                 raise problem
-            header = check_header(cells, f"{text.name}:{start}")
-            continue
+            header = check_header(cells, f"{text.name}:{start}") if options.has_header else numbered(cells)
+            if options.has_header:
+                continue
         records += 1
-        problem = problem or ragged(cells, header, f"{text.name}:{start}", is_first=records == 1)
+        problem = problem or ragged(cells, header, f"{text.name}:{start}", options, is_first=records == 1)
         yield (
             Fault(start, problem, printable(lines.kept))
             if problem
@@ -98,6 +115,11 @@ def read_table(text: TextInput, delimiter: str, max_field_chars: int) -> Iterato
             ExitCode.DATA,
             hint="a table is a line of column names and rows below it",
         )
+
+
+def numbered(cells: list[str]) -> list[str]:
+    """Names for the columns of a table without a header: their numbers, from 1."""
+    return [str(number) for number in range(1, len(cells) + 1)]
 
 
 def printable(lines: list[str]) -> str:
@@ -113,7 +135,8 @@ def check_header(cells: list[str], where: str) -> list[str]:
         raise UserError(
             f"{where}: columns with the same name: {', '.join(twice)}",
             ExitCode.DATA,
-            hint="rename one of them; if this line is no header, put a line of column names above it",
+            hint=f"rename one of them; if this line is no header: --columns {','.join('abcdefgh'[: len(names)])} "
+            "names the columns",
         )
     return names
 
@@ -123,16 +146,21 @@ def nameless(number: int) -> str:
     return f"column {number}"
 
 
-def ragged(cells: list[str], header: list[str], where: str, *, is_first: bool) -> UserError | None:
+def ragged(
+    cells: list[str], header: list[str], where: str, options: TableOptions, *, is_first: bool
+) -> UserError | None:
     """The error for a row with more or fewer values than the header; the first row casts doubt on the header."""
     if len(cells) == len(header):
         return None
-    if is_first:
-        hint = "is the line above it really the header? remove lines in front of the header, or give --delimiter"
+    if options.columns:
+        hint = "--columns should name every column; leave single such rows out: --on-error skip"
+    elif is_first:
+        hint = "is the line above it really the header? --skip-lines N passes over lines in front of it; or --delimiter"
     else:
         hint = "quote values that hold the delimiter, or leave such rows out: --on-error skip"
     return UserError(
-        f"{where}: {count(len(cells), 'value')}, the header has {count(len(header), 'column')}",
+        f"{where}: {count(len(cells), 'value')}, {'--columns names' if options.columns else 'the header has'} "
+        f"{count(len(header), 'column')}",
         ExitCode.DATA,
         hint=hint,
     )
@@ -166,11 +194,9 @@ class Explained:
     is_local: bool
 
 
-def explain(
-    error: csv.Error, lines: list[str], where: str, start: int, delimiter: str, max_field_chars: int
-) -> Explained:
+def explain(error: csv.Error, lines: list[str], where: str, start: int, options: TableOptions) -> Explained:
     """What is wrong with a record that csv.reader cannot read."""
-    name = where.rpartition(":")[0]
+    name, delimiter, max_field_chars = where.rpartition(":")[0], options.delimiter, options.max_field_chars
     opened = open_quote_line(lines, delimiter)
     if "field larger" in str(error):
         quoted = f"; a quote opens on line {start + opened} and has not closed yet" if opened is not None else ""
@@ -182,11 +208,16 @@ def explain(
     if "unexpected end" in str(error) and opened is not None:
         message = f"{name}:{start + opened}: a quote opens here and never closes"
         return Explained(
-            UserError(message, ExitCode.DATA, hint='close it, or write a quote inside a quoted value twice: ""'),
+            UserError(
+                message,
+                ExitCode.DATA,
+                hint='close it, or write a quote inside a quoted value twice (""); '
+                "where quotes mean nothing: --quoting none",
+            ),
             is_local=False,
         )
     message = str(error).replace(f"'{delimiter}' expected after '\"'", "text after a closing quote")
-    hint = 'write a quote inside a quoted value twice (""), or leave such rows out: --on-error skip'
+    hint = 'write a quote inside a quoted value twice (""); where quotes mean nothing: --quoting none'
     return Explained(UserError(f"{where}: {message}", ExitCode.DATA, hint=hint), is_local=True)
 
 
@@ -219,12 +250,12 @@ def spelled_delimiter(given: str) -> str:
     return character
 
 
-def find_delimiter(text: TextInput) -> str:
+def find_delimiter(text: TextInput, skip_lines: int = 0) -> str:
     """The character that cuts the first rows into equally many values; where two do, a data error asks.
 
     A file name's suffix decides between two (.tsv: tab); a table of one column is read with commas.
     """
-    beginning = text.beginning()
+    beginning = "".join(islice(io.StringIO(text.beginning(), newline=""), skip_lines, None))
     shares = {delimiter: consistency(beginning, delimiter) for delimiter in DELIMITERS}
     best = max(shares.values())
     if best < FITS:
@@ -232,7 +263,7 @@ def find_delimiter(text: TextInput) -> str:
     fitting = [delimiter for delimiter, share in shares.items() if share == best]
     if len(fitting) == 1:
         return fitting[0]
-    by_suffix = BY_SUFFIX.get(PurePath(text.name).suffix.lower())
+    by_suffix = BY_SUFFIX.get(inner_suffix(text.name))
     if by_suffix in fitting and by_suffix != ",":
         return by_suffix
     names = " and ".join(DELIMITERS[delimiter] for delimiter in fitting)

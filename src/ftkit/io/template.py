@@ -14,7 +14,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftkit.errors import ExitCode, UserError, did_you_mean
 
-KEYS = {"name", "kind", "required", "optional", "typed", "prompt", "completion", "chat", "stop", "description"}
+KEYS = {"name", "kind", "required", "optional", "typed", "prompt", "completion", "chat", "chosen", "rejected", "label", "stop", "description"}
+NEEDED = {
+    "completion": ("name", "completion"),
+    "chat": ("name", "chat"),
+    "classification": ("name", "completion", "label"),
+    "preference": ("name", "prompt", "chosen", "rejected"),
+}
+"""What a template of each kind must have."""
 LONGEST_TEMPLATE_BYTES = 64_000
 LONGEST_RENDERING_CHARS = 50_000_000
 MARK = "\ue000typed\ue000"
@@ -25,11 +32,12 @@ class Template:
     """One template file.
 
     kind "completion" renders fields to a prompt and a completion (or to one text, when there is no prompt);
-    kind "chat" renders messages. `text` is the file as it stands; its sha256 is the template's identity.
+    kind "chat" renders messages; "classification" a text (`completion`) and its label; "preference" a prompt with a
+    chosen and a rejected answer. `text` is the file as it stands; its sha256 is the template's identity.
     """
 
     name: str
-    kind: Literal["completion", "chat"]
+    kind: Literal["completion", "chat", "classification", "preference"]
     required: tuple[str, ...]
     optional: tuple[str, ...]
     typed: str | None
@@ -40,6 +48,10 @@ class Template:
     stop: tuple[str, ...]
     """Strings that end an answer, besides the stop token."""
     text: str
+    chosen: str | None = None
+    rejected: str | None = None
+    label: str | None = None
+    description: str = ""
 
     @cached_property
     def sha256(self) -> str:
@@ -58,6 +70,13 @@ class Template:
     def render_completion(self, fields: Mapping[str, str]) -> str:
         """The answer for these fields, as it is trained (without the stop token)."""
         return self._render(self._compiled["completion"], self._filled(fields))
+
+    def render_part(self, part: str, fields: Mapping[str, str], where: str) -> str:
+        """One part (prompt, completion, label, chosen, rejected) for these fields; errors begin with `where`."""
+        try:
+            return self._render(self._compiled[part], self._filled(fields))
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", error.exit_code, hint=error.hint) from None
 
     def render_chat(self, messages: list[dict[str, Any]], *, generate: bool, **extra: Any) -> str:
         """A conversation as one text; with `generate` it ends where the assistant's answer begins."""
@@ -85,7 +104,8 @@ class Template:
     @cached_property
     def _compiled(self) -> dict[str, Any]:
         environment = sandbox()
-        sources = {"prompt": self.prompt, "completion": self.completion, "chat": self.chat}
+        names = ("prompt", "completion", "chat", "chosen", "rejected", "label")
+        sources = {name: getattr(self, name) for name in names}
         return {part: compile_part(environment, source, f"template {self.name}, {part}") for part, source in sources.items() if source is not None}
 
     def _render(self, compiled: Any, values: Mapping[str, Any]) -> str:
@@ -137,7 +157,9 @@ def parse_template(text: str, where: str) -> Template:
         if key not in KEYS:
             raise UserError(f"{where}: unknown key '{key}'", ExitCode.DATA, hint=did_you_mean(key, sorted(KEYS)) + f"keys: {', '.join(sorted(KEYS))}")
     kind = table.get("kind", "chat" if "chat" in table else "completion")
-    wanted = ["name", "chat"] if kind == "chat" else ["name", "completion"]
+    if kind not in NEEDED:
+        raise UserError(f"{where}: unknown kind {kind!r}", ExitCode.DATA, hint=f"kinds: {', '.join(NEEDED)}")
+    wanted = NEEDED[kind]
     if missing := [key for key in wanted if not isinstance(table.get(key), str)]:
         raise UserError(f"{where}: has no {' and no '.join(missing)}", ExitCode.DATA, hint=f"a {kind} template needs {', '.join(wanted)}")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", table["name"]):
@@ -153,6 +175,10 @@ def parse_template(text: str, where: str) -> Template:
         chat=table.get("chat"),
         stop=tuple(table.get("stop", ())),
         text=text,
+        chosen=table.get("chosen"),
+        rejected=table.get("rejected"),
+        label=table.get("label"),
+        description=str(table.get("description", "")),
     )
     _ = template._compiled
     return template

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.compression import Rewound
 
 HEAD_BYTES = 65_536
 """How much of an input is looked at before it is read."""
@@ -18,11 +19,9 @@ BYTE_ORDER_MARKS = (  # UTF-32's begins like UTF-16's, so it stands first
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
 )
 FOREIGN_TYPES = (  # first bytes -> what it is, what to type
-    (b"\x1f\x8b", "gzip", "gunzip -c FILE | ftkit prep -"),
-    (b"\x28\xb5\x2f\xfd", "Zstandard", "zstd -dc FILE | ftkit prep -"),
     (b"BZh", "bzip2", "bunzip2 -c FILE | ftkit prep -"),
     (b"\xfd7zXZ\x00", "xz", "xz -dc FILE | ftkit prep -"),
-    (b"PAR1", "Parquet", "python -c \"import pandas; pandas.read_parquet('FILE').to_csv('rows.csv', index=False)\""),
+    (b"PAR1", "Parquet", "leave out --format, or give --format parquet"),
     (b"ARROW1", "Arrow", "save it as CSV or JSONL"),
     (b"PK\x03\x04", "zip (or .xlsx, .docx)", "unpack it, or save the sheet as CSV"),
     (b"\xd0\xcf\x11\xe0", "old Microsoft Office (.xls)", "save the sheet as CSV"),
@@ -94,21 +93,6 @@ class TextInput:
             line = data.count(b"\n", 0, error.start) + 1
             column = error.start - (data.rfind(b"\n", 0, error.start) + 1)
             raise not_text(f"{self.name}:{line}", self.encoding, column) from None
-
-
-class Rewound(io.RawIOBase):
-    """A stream whose head was read, readable again from its start."""
-
-    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
-        self.head, self.rest = io.BytesIO(head), rest
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """From the head as long as there is some, then from the rest."""
-        return self.head.readinto(buffer) or self.rest.readinto1(buffer)  # type: ignore[attr-defined]
 
 
 def open_text(stream: IO[bytes], name: str, encoding: str | None) -> TextInput:

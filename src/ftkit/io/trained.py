@@ -1,35 +1,45 @@
-"""Open what was trained, or any model: a run, an adapter folder, a merged or base model. Used by eval, chat and merge."""
+"""Open what was trained, or any model: a run, an adapter folder, a merged or base model. For eval, chat and merge."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ftkit import console
-from ftkit.io.devices import DTYPES, pick_dtype
-from ftkit.io.quantization import keep_plain_layout, quantization_config
-from ftkit.io.template import Template
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import check_manifest
-from ftkit.io.base_model import Base, check_base, config_sha256, context_length, find_base, load_tokenizer, load_weights
+from ftkit.io.base_model import (
+    Base,
+    check_base,
+    config_sha256,
+    context_length,
+    find_base,
+    load_tokenizer,
+    load_weights,
+    weights_sha256,
+)  # fmt: skip
 from ftkit.io.card import Card, read_card
-from ftkit.io.run_folder import RunFolder, open_run
+from ftkit.io.devices import DTYPES, pick_dtype
+from ftkit.io.quantization import keep_plain_layout, quantization_config
+from ftkit.io.run_folder import RUNS, RunFolder, open_run
 from ftkit.io.shards import read_header
+from ftkit.io.template import Template
 
 ADAPTER_KEYS = (
-    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
-    "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layer_replication",
-    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type",
-    "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "target_parameters", "task_type",
+    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path",
+    "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out",
+    "inference_mode", "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "target_parameters", "task_type",
     "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where weights are and what is known of them. `adapter` is None for a whole model; `card` None if not made by ftkit."""
+    """Where weights are and what is known of them. `adapter` is None for a whole model; `card` if not made by ftkit."""
 
     name: str
     base: Base
@@ -51,9 +61,9 @@ class Loaded:
 
 
 def open_trained(name: str) -> Trained:
-    """A run folder, an adapter folder, a model folder or a Hugging Face id, told apart by what is in it; checked, not loaded."""
+    """A run, an adapter folder, a model folder or a Hugging Face id, told apart by what is in it; checked only."""
     path = Path(name).expanduser()
-    if (path / "run.json").is_file():
+    if (path / "run.json").is_file() or (path.parent == RUNS and not path.is_dir()):
         return open_trained_run(open_run(name))
     if (path / "adapter_config.json").is_file():
         return open_adapter(path, name)
@@ -77,22 +87,46 @@ def open_trained_run(run: RunFolder) -> Trained:
 
 
 def open_adapter(folder: Path, name: str) -> Trained:
-    """An adapter in PEFT's layout: its config allowed, its weights whole, its base present and the one it was trained on."""
+    """An adapter in PEFT's layout: its config allowed, its weights whole, its base there and as it was in training."""
     check_manifest(folder)
     config = read_adapter_config(folder)
     card = read_card(folder)
-    location = config.get("base_model_name_or_path")
+    base = find_base_of_adapter(folder, config, card)
+    check_base(base)
+    if card is not None:
+        require_same_base(base, card, name)
+    return Trained(name, base, folder, card, None)
+
+
+def find_base_of_adapter(folder: Path, config: dict[str, Any], card: Card | None) -> Base:
+    """The base that an adapter names: by the card where there is one, which knows more than PEFT's config."""
+    location, revision = config.get("base_model_name_or_path"), config.get("revision")
     if card is not None:
         location = card.base if card.base.startswith("builtin:") else card.base_location
+        revision = card.base_revision
     if not isinstance(location, str) or not location:
-        raise UserError(f"{folder}/adapter_config.json: names no base model", ExitCode.MODEL)
-    base = find_base(location, config.get("revision"))
-    if card is not None:
-        base = Base(card.base, base.location, card.base_revision)
-    check_base(base)
-    if card is not None and config_sha256(base) != card.base_config_sha256:
-        raise UserError(f"{base.name}: its config.json is not the one that {name} was trained on", ExitCode.MODEL, hint="give the base back its old files")
-    return Trained(name, base, folder, card, None)
+        hint = "set base_model_name_or_path to the folder or id of its base"
+        raise UserError(f"{folder}/adapter_config.json: names no base model", ExitCode.MODEL, hint=hint)
+    if Path(location).is_absolute() and not Path(location).is_dir():
+        hint = "put the base back there, or train again with --model where it is now"
+        raise UserError(f"{folder}: its base {location} is not there any more", ExitCode.MODEL, hint=hint)
+    base = find_base(location, revision if isinstance(revision, str) else None)
+    return base if card is None else replace(base, name=card.base)
+
+
+def require_same_base(base: Base, card: Card, name: str) -> None:
+    """Exit 4 for a base whose config or weights are not those of the training."""
+    same_weights = card.base_weights_sha256 in (None, weights_sha256(base))
+    for what, is_same in (
+        ("config.json is", config_sha256(base) == card.base_config_sha256),
+        ("weights are", same_weights),
+    ):
+        if not is_same:
+            raise UserError(
+                f"{base.name}: its {what} not what {name} was trained on",
+                ExitCode.MODEL,
+                hint="give the base its old files back, or train again",
+            )
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -100,25 +134,49 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path}: missing or not JSON", ExitCode.MODEL) from None
+    except (OSError, ValueError, RecursionError):
+        raise UserError(
+            f"{path}: missing or not JSON", ExitCode.MODEL, hint="train again, or copy the whole adapter"
+        ) from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise UserError(f"{path}: peft_type is {kind!r}", ExitCode.MODEL, hint="ftkit opens LoRA adapters")
-    for key, value in config.items():
-        if key == "megatron_core" and value == "megatron.core":  # PEFT's default, which it writes into every adapter
-            continue
-        if key not in ADAPTER_KEYS and value not in (None, False, "", [], {}):
-            raise UserError(f"{path}: key '{key}' is refused: it is no setting of an adapter, or it makes PEFT import code", ExitCode.MODEL)
+    refuse_foreign_keys(config, path)
     if not isinstance(config.get("r"), int) or config["r"] < 1:
-        raise UserError(f"{path}: r is {config.get('r')!r}, should be 1 or more", ExitCode.MODEL)
+        raise UserError(
+            f"{path}: r is {config.get('r')!r}, should be 1 or more",
+            ExitCode.MODEL,
+            hint="r is the rank of the adapter",
+        )
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
-        what = "has only a pickled adapter_model.bin, which can run code" if pickled else "has no adapter_model.safetensors"
-        raise UserError(f"{folder}: {what}", ExitCode.MODEL)
+        what = (
+            "has only a pickled adapter_model.bin, which can run code"
+            if pickled
+            else "has no adapter_model.safetensors"
+        )
+        raise UserError(
+            f"{folder}: {what}", ExitCode.MODEL, hint="PEFT's save_pretrained writes adapter_model.safetensors"
+        )
     read_header(weights)
     return config
+
+
+def refuse_foreign_keys(config: dict[str, Any], path: Path) -> None:
+    """Exit 4 for keys that PEFT does not have, or that import a module of the adapter's choice."""
+    for key, value in config.items():
+        if key == "megatron_core" and value == "megatron.core":  # PEFT's default, which it writes into every adapter
+            continue
+        imports = value.get("parent_library") if key == "auto_mapping" and isinstance(value, dict) else None
+        is_foreign = key not in ADAPTER_KEYS and value not in (None, False, "", [], {})
+        if is_foreign or not str(imports or "transformers").startswith("transformers"):
+            fault = "it is no setting of an adapter, or it makes PEFT import code"
+            raise UserError(
+                f"{path}: key '{key}' is refused: {fault}",
+                ExitCode.MODEL,
+                hint="take the key out if you trust the rest",
+            )
 
 
 def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loaded:
@@ -133,7 +191,9 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loade
     number_format: torch.dtype = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False)
     quantization = quantization_config(card.method, number_format) if card and trained.adapter else None
     config = check_base(trained.base)
-    folder = trained.adapter if trained.adapter and (trained.adapter / "tokenizer_config.json").is_file() else trained.base
+    folder = (
+        trained.adapter if trained.adapter and (trained.adapter / "tokenizer_config.json").is_file() else trained.base
+    )
     tokenizer = load_tokenizer(folder, config.get_text_config().vocab_size)
     model = load_weights(trained.base, dtype=number_format, device=device, quantization=quantization)
     if trained.adapter is not None:
@@ -148,28 +208,45 @@ def put_adapter(model: Any, folder: Path) -> Any:
 
     from peft import PeftModel
 
-    before = {name for name, _ in model.named_modules()}
     try:
         with console.quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # PEFT takes the config at its word
         reason = str(error).strip().splitlines()
         detail = next((line.strip() for line in reason if "size mismatch" in line), reason[0] if reason else "?")
-        raise UserError(f"{folder}: does not fit the base: {detail[:250]}", ExitCode.MODEL, hint="give the base that it was trained on") from None
-    require_all_landed(tuned, folder, before)
+        raise UserError(
+            f"{folder}: does not fit the base: {detail[:250]}",
+            ExitCode.MODEL,
+            hint="give the base that it was trained on",
+        ) from None
+    require_all_landed(tuned, folder)
     return tuned
 
 
-def require_all_landed(tuned: Any, folder: Path, base_modules: set[str]) -> None:
+def require_all_landed(tuned: Any, folder: Path) -> None:
     """Every weight of the adapter file belongs to a layer of the base, and every adapted layer got its weights."""
-    held = {name.replace(".default", "") for name in tuned.state_dict() if "lora_" in name or "modules_to_save" in name}
+    from peft import get_peft_model_state_dict
+
+    with console.quiet_libraries():
+        held = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     file = set(read_header(folder / "adapter_model.safetensors"))
-    unknown = sorted(name for name in file if ".lora_" in name and name not in held)
-    missing = sorted(name for name in held if ".lora_" in name and name not in file)
+    unknown, missing = sorted(file - held), sorted(held - file)
+    if unknown:  # copies of the base's own weights, which PEFT writes beside an adapted embedding, are no fault
+        unknown = sorted(set(unknown) - set(tuned.state_dict()))
     for fault, names in (("no layer of the base takes", unknown), ("the file lacks", missing)):
         if names:
-            raise UserError(f"{folder}: {fault} '{names[0]}' ({len(names)} in all)", ExitCode.MODEL, hint="give the base that it was trained on")
+            raise UserError(
+                f"{folder}: {fault} '{names[0]}' ({len(names)} in all)",
+                ExitCode.MODEL,
+                hint="give the base that it was trained on",
+            )
 
 
 @contextmanager

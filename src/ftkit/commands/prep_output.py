@@ -1,0 +1,101 @@
+"""Where prep's rows go: stdout, a file, or the files of a split."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonlines
+import orjson
+
+from ftkit.core.row_ledger import Ledger
+from ftkit.core.settings import PrepSettings
+from ftkit.core.splitting import Stratifier, parse_shares, part_of
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.atomic import atomic_folder, read_manifest
+from ftkit.io.jsonl import STDIN, rows_output
+
+Row = dict[str, Any]
+Write = Callable[["Made"], str | None]
+"""Writes a row; returns the part of the split that it went to, if there is one."""
+OURS = ("template", "pattern", "meta")
+"""Keys that only ftkit reads; --plain leaves them out."""
+
+
+class Made(NamedTuple):
+    """A row on its way out: what it is known by, the value that a split keeps even, and its number of tokens."""
+
+    row: Row
+    digest: bytes
+    stratum: str | None = None
+    tokens: int | None = None
+
+
+def to_file(settings: PrepSettings) -> bool:
+    """True if the rows go to a file or folder and not to stdout."""
+    return bool(settings.output) and settings.output != STDIN
+
+
+@contextmanager
+def rows_destination(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
+    """A function that writes one row where rows go."""
+    clean = without_ours if settings.plain else same
+    if settings.split:
+        with split_files(settings, ledger, clean) as write:
+            yield write
+    elif settings.stats and settings.json and not to_file(settings):
+        yield lambda made: None  # only looked at
+    else:
+        with rows_output(settings.output if to_file(settings) else None, force=settings.force) as write_row:
+
+            def write_one(made: Made) -> None:
+                write_row(clean(made.row))
+
+            yield write_one
+
+
+def same(row: Row) -> Row:
+    """The row."""
+    return row
+
+
+def without_ours(row: Row) -> Row:
+    """The row as other programs would write it."""
+    return {key: value for key, value in row.items() if key not in OURS}
+
+
+@contextmanager
+def split_files(settings: PrepSettings, ledger: Ledger, clean: Callable[[Row], Row]) -> Iterator[Write]:
+    """One file for each part in a folder that appears whole; a row's content decides its part."""
+    folder, shares = Path(settings.output or ""), parse_shares(settings.split or "")
+    ledger.parts.update(dict.fromkeys(shares, 0))
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_manifest(folder) is not None)):
+        raise UserError(
+            f"{folder} exists and was not made by ftkit",
+            ExitCode.EXISTS,
+            hint="give another -o; --force replaces only what ftkit made",
+        )
+    stratifier = Stratifier(shares) if settings.stratify else None
+    with atomic_folder(folder, replace=settings.force) as staged, ExitStack() as files:
+        writers = {
+            name: jsonlines.Writer(files.enter_context((staged / f"{name}.jsonl").open("wb")), dumps=orjson.dumps)
+            for name in shares
+        }
+
+        def write(made: Made) -> str:
+            part = stratifier.part_of(made.digest, made.stratum) if stratifier else part_of(made.digest, shares)
+            ledger.parts[part] += 1
+            writers[part].write(clean(made.row))
+            return part
+
+        yield write
+
+
+@contextmanager
+def rejects_output(settings: PrepSettings) -> Iterator[Callable[[Row], Any] | None]:
+    """Where rejected rows go, if anywhere."""
+    if settings.rejects is None:
+        yield None
+        return
+    with rows_output(settings.rejects, force=settings.force) as write:
+        yield write

@@ -1,0 +1,332 @@
+"""ftkit prep chooses rows: filters, samples, mixtures, splits, duplicates, lengths, augmentation; and what it shows."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prep_shell import jsonl, rows_of, run_prep
+
+from ftkit.errors import ExitCode
+from ftkit.io.template_files import shipped_names
+
+TEXTS = [{"text": f"text number {number} of many"} for number in range(200)]
+WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
+
+
+def test_a_condition_keeps_the_records_for_which_it_holds(prep):
+    rows = [{"text": "a", "lang": "en", "n": 1}, {"text": "b", "lang": "de", "n": 5}, {"text": "c", "lang": "en", "n": 9}]
+    options = ["--template", "text", "--map", "text=text", "--plain"]
+    result = prep(*options, "--where", "lang == 'en' and n > 3", stdin=jsonl(*rows))
+    assert result.rows == [{"text": "c"}]
+    assert "3 rows in = 1 out + 0 rejected + 0 duplicates + 2 filtered (--where 2)" in result.stderr
+    for where, code, words in [
+        ("lan == 'en'", 3, "did you mean 'lang'"),
+        ("lang ==", 2, "--where lang ==: "),
+        ("lang > 3", 3, "<stdin>:1: --where:"),
+        ("row.__class__", 3, "--where"),
+        ("text|length > 100", 3, "0 rows left of 3: 3 left out by --where"),
+    ]:
+        wrong = prep(*options, "--where", where, stdin=jsonl(*rows))
+        assert wrong.exit_code == code and words in wrong.stderr and wrong.stdout == "", where
+    assert len(prep("--where", "text in ['a', 'b']", "--template", "text", stdin=jsonl(*rows)).rows) == 2
+
+
+def test_rows_too_short_or_too_long_are_counted_by_the_option(prep):
+    rows = [{"prompt": "a" * n, "completion": "b" * n} for n in (1, 5, 9)]
+    result = prep("--min-chars", "3", "--max-chars", "17", stdin=jsonl(*rows))
+    assert result.rows == rows[1:2] and "2 filtered (--min-chars 1, --max-chars 1)" in result.stderr
+
+
+def test_a_sample_is_the_same_for_a_seed_and_in_order(prep):
+    first = prep("--sample", "20", stdin=jsonl(*TEXTS))
+    assert len(first.rows) == 20 and [row for row in TEXTS if row in first.rows] == first.rows
+    assert "200 rows in = 20 out + 0 rejected + 0 duplicates + 180 not sampled" in first.stderr
+    assert prep("--sample", "20", stdin=jsonl(*TEXTS)).stdout == first.stdout
+    assert prep("--sample", "20", "--seed", "1", stdin=jsonl(*TEXTS)).stdout != first.stdout
+    assert 5 < len(prep("--sample", "0.1", stdin=jsonl(*TEXTS)).rows) < 40
+
+
+def test_a_shuffle_keeps_every_row_and_changes_with_the_seed(prep):
+    first = prep("--shuffle", stdin=jsonl(*TEXTS))
+    assert first.rows != TEXTS and sorted(map(str, first.rows)) == sorted(map(str, TEXTS))
+    assert prep("--shuffle", stdin=jsonl(*TEXTS)).stdout == first.stdout
+    assert prep("--shuffle", "--seed", "1", stdin=jsonl(*TEXTS)).stdout != first.stdout
+
+
+def test_weighted_inputs_are_mixed_in_their_proportions_and_reported(prep, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(jsonl(*({"text": f"{name} {number}"} for number in range(1000))))
+    result = prep("a.jsonl=0.7", "b.jsonl=0.3")
+    counts = Counter(row["text"][0] for row in result.rows)
+    assert abs(counts["a"] - 0.7 * len(result.rows)) <= 1 and counts["a"] == 1000
+    assert "mixed: a.jsonl 1,000 (70.0" in result.stderr and "not sampled" in result.stderr
+    ten = prep("a.jsonl=3", "b.jsonl=1", "--sample", "100")
+    assert Counter(row["text"][0] for row in ten.rows) == {"a": 75, "b": 25}
+    assert prep("a.jsonl=0.7", "b.jsonl").exit_code == ExitCode.USAGE
+    assert prep("a.jsonl=0", "b.jsonl=1").exit_code == ExitCode.USAGE
+
+
+def test_nearly_equal_rows_are_left_out_and_their_clusters_reported(prep):
+    pytest.importorskip("datasketch")
+    text = " ".join(f"{word} {other}" for word in WORDS for other in WORDS)
+    rows = [{"text": text}, {"text": text + " and a bit"}, {"text": " ".join(WORDS)}, {"text": text.upper() + "."}]
+    result = prep("--dedupe", "near", stdin=jsonl(*rows))
+    assert result.rows == [rows[0], rows[2]]
+    assert "+ 2 duplicates (2 of them near)" in result.stderr
+    assert "near duplicates: 1 clusters; the largest are those of <stdin>:1 (2)" in result.stderr
+    assert len(prep(stdin=jsonl(*rows)).rows) == 4
+
+
+def test_without_datasketch_near_duplicates_are_refused_with_the_command_to_install_it(prep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    result = prep("--dedupe", "near", stdin=jsonl(*TEXTS))
+    assert result.exit_code == ExitCode.ENVIRONMENT and "pip install" in result.stderr and result.stdout == ""
+
+
+def test_a_stratified_split_keeps_the_shares_within_each_label(prep, tmp_path):
+    rows = [{"text": f"text {number}", "label": "rare" if number % 20 == 0 else "common"} for number in range(400)]
+    options = ["--split", "train=0.8,test=0.2", "-o", "s", "--stratify", "label", "--stats"]
+    result = prep(*options, stdin=jsonl(*rows))
+    test = Counter(row["label"] for row in rows_of((tmp_path / "s/test.jsonl").read_text()))
+    assert abs(test["rare"] - 4) <= 1 and abs(test["common"] - 76) <= 1, result.stderr
+    assert "label rare: 20 (5.0%)" in result.stderr
+    assert "no column 'lable'" in prep(*options[:-2], "lable", "--force", stdin=jsonl(*rows)).stderr
+    assert prep("--stratify", "label", stdin=jsonl(*rows)).exit_code == ExitCode.USAGE
+
+
+def test_statistics_count_lengths_and_leaks_between_parts(prep, tmp_path):
+    rows = [{"prompt": f"q{number % 50}", "completion": f"{number}" + "x" * number} for number in range(200)]
+    result = prep("--stats", "--json", stdin=jsonl(*rows))
+    assert result.exit_code == 0, result.stderr
+    chars = json.loads(result.stdout)["stats"]["chars"]
+    lengths = sorted(len(row["prompt"]) + len(row["completion"]) for row in rows)
+    assert (chars["p50"], chars["p95"], chars["max"]) == (lengths[99], lengths[189], lengths[-1])
+    assert sum(count for _, _, count in chars["histogram"]) == 200
+    assert all(sum(low <= n <= high for n in lengths) == count for low, high, count in chars["histogram"])
+    split = prep("--stats", "--split", "a=0.5,b=0.5", "-o", "d", stdin=jsonl(*rows))
+    assert "rows ask what is also asked in the other part" in split.stderr and "█" in split.stderr
+    assert "median" in prep("--stats", stdin=jsonl(*rows)).stderr
+
+
+def test_rows_that_are_also_in_a_test_set_are_counted_and_with_strict_refused(prep, tmp_path):
+    (tmp_path / "test.jsonl").write_text(jsonl({"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}))
+    rows = jsonl({"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "other"}, {"prompt": "x", "completion": "y"})
+    result = prep("--against", "test.jsonl", stdin=rows)
+    assert len(result.rows) == 3 and "leak: 1 rows are also in test.jsonl, 1 more ask the same" in result.stderr
+    strict = prep("--against", "test.jsonl", "--strict", "-o", "out.jsonl", stdin=rows)
+    assert strict.exit_code == ExitCode.DATA and not (tmp_path / "out.jsonl").exists()
+    assert prep("--strict", stdin=rows).exit_code == ExitCode.USAGE
+
+
+AUGMENT = """
+def rows(row):
+    if row["text"] == "drop":
+        return []
+    if row["text"] == "crash":
+        raise ValueError("no")
+    if row["text"] == "odd":
+        return ["x"]
+    return [row, {"text": row["text"].upper()}]
+"""
+
+
+def test_a_function_of_ones_own_makes_rows_which_are_marked(prep, tmp_path):
+    (tmp_path / "mine.py").write_text(AUGMENT)
+    result = prep("--augment", "mine.py:rows", stdin=jsonl({"text": "a"}, {"text": "drop"}, {"text": "b"}))
+    marked = {"meta": {"made_by": "mine.py:rows"}}
+    assert result.rows == [{"text": "a"}, {"text": "A", **marked}, {"text": "b"}, {"text": "B", **marked}]
+    assert "3 rows in + 2 made = 4 out + 0 rejected + 0 duplicates + 1 filtered (--augment 1)" in result.stderr
+    assert prep("--augment", "mine.py:rows", "--plain", stdin=jsonl({"text": "a"})).rows == [{"text": "a"}, {"text": "A"}]
+    for text, words in (("crash", "<stdin>:2: --augment: ValueError: no"), ("odd", "gave text, should give a list")):
+        wrong = prep("--augment", "mine.py:rows", stdin=jsonl({"text": "a"}, {"text": text}))
+        assert wrong.exit_code == ExitCode.DATA and words in wrong.stderr
+    for address, words in (("mine.py:row", "did you mean 'rows'"), ("no.py:f", "no such file"), ("mine", "FILE.py:")):
+        wrong = prep("--augment", address, stdin=jsonl({"text": "a"}))
+        assert wrong.exit_code == ExitCode.USAGE and words in wrong.stderr
+
+
+def test_plain_leaves_out_what_only_ftkit_reads(prep):
+    result = prep("--template", "alpaca", "--plain", stdin=jsonl({"question": "q", "answer": "a"}))
+    assert list(result.rows[0]) == ["prompt", "completion"]
+
+
+def test_the_templates_are_listed_with_what_they_need(prep):
+    listed = prep("--list-templates")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == shipped_names()
+    assert "instruction, output, [input]" in listed.stdout
+    found = json.loads(prep("--list-templates", "--json").stdout)
+    assert [template["name"] for template in found["templates"]] == shipped_names()
+
+
+CHAT = [{"role": role, "content": f"{role} {n}"} for n in range(3) for role in ("user", "assistant")]
+
+
+def test_every_shape_of_preference_goes_through_templates(prep):
+    pair = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    assert prep(stdin=jsonl({**pair, "id": 1})).rows == [pair]
+    named = prep("--template", "preference", stdin=jsonl(pair)).rows[0]
+    assert named.pop("template").startswith("preference@") and named == pair
+    alpaca = prep("--template", "alpaca", stdin=jsonl(pair)).rows[0]
+    assert "### Instruction:\nq\n" in alpaca["prompt"] and alpaca["chosen"] == "good"
+    chat = prep("--template", "llama3", stdin=jsonl(pair)).rows[0]
+    assert chat["prompt"] == [{"role": "user", "content": "q"}] and chat["rejected"][0]["role"] == "assistant"
+    refused = prep("--template", "text", stdin=jsonl(pair))
+    assert refused.exit_code == ExitCode.DATA and "no place for pairs" in refused.stderr
+    good = prep("--template", "alpaca", "--map", "instruction=prompt", "--map", "output=chosen", stdin=jsonl(pair))
+    assert set(good.rows[0]) == {"prompt", "completion", "template"}
+
+
+def test_tool_calls_stay_without_a_template_and_are_refused_by_one_that_has_no_place_for_them(prep):
+    row = {
+        "conversations": [
+            {"from": "human", "value": "area?"},
+            {"from": "function_call", "value": '{"name": "area", "arguments": {"x": 2}}'},
+            {"from": "observation", "value": "4"},
+            {"from": "gpt", "value": "4."},
+        ],
+        "tools": '[{"name": "area"}]',
+    }
+    (out,) = prep(stdin=jsonl(row)).rows
+    assert out["tools"] == [{"type": "function", "function": {"name": "area"}}]
+    assert [turn["role"] for turn in out["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert out["messages"][1]["tool_calls"][0]["function"] == {"name": "area", "arguments": {"x": 2}}
+    assert prep(stdin=jsonl(out)).rows == [out]
+    refused = prep("--template", "llama3", stdin=jsonl(row))
+    assert refused.exit_code == ExitCode.DATA and "turn 2 calls a tool" in refused.stderr
+
+
+def test_train_and_eval_refuse_what_they_cannot_train_yet(ftkit, tmp_path):
+    (tmp_path / "p.jsonl").write_text(jsonl({"prompt": "q", "chosen": "a", "rejected": "b"}))
+    (tmp_path / "c.jsonl").write_text(jsonl({"text": "a", "label": "b"}))
+    for name, kind in (("p", "preference"), ("c", "classification")):
+        result = ftkit("train", f"{name}.jsonl", "--dry-run")
+        assert result.exit_code == ExitCode.DATA and f"{name}.jsonl:1: rows of {kind} cannot be trained yet" in result.stderr
+
+
+def test_text_that_looks_like_a_special_token_is_kept_and_counted(prep):
+    result = prep(stdin=jsonl({"text": "hello <|im_end|> you"}, {"text": "a < b"}))
+    assert result.rows[0]["text"] == "hello <|im_end|> you" and "1 rows hold text that looks like a special" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def lengths(tmp_path_factory, tiny_model):
+    """Rows of known numbers of tokens, in a folder with the model that counts them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def test_rows_beyond_the_limit_are_dropped_cut_or_an_error_and_answer_tokens_counted(prep, tiny_model, lengths):
+    rows = [{"prompt": "q:", "completion": "short"}, {"prompt": "q:", "completion": "long " * 40}]
+    most = lengths("q:") + 20
+    options = ["--tokenizer", tiny_model, "--max-tokens", most]
+    dropped = prep(*options, stdin=jsonl(*rows))
+    assert dropped.rows == rows[:1]
+    lost = lengths("long " * 40) + 1
+    assert f"1 rows dropped, {lost} answer tokens lost" in dropped.stderr and "(--max-tokens 1)" in dropped.stderr
+    cut = prep(*options, "--overlength", "truncate", "--stats", stdin=jsonl(*rows))
+    assert rows[1]["completion"].startswith(cut.rows[1]["completion"]) and cut.rows[1]["completion"]
+    assert lengths("q:") + lengths(cut.rows[1]["completion"]) + 1 <= most and "1 rows cut" in cut.stderr
+    stopped = prep(*options, "--overlength", "error", stdin=jsonl(*rows))
+    assert stopped.exit_code == ExitCode.DATA and "<stdin>:2: " in stopped.stderr and "tokens, --max-tokens is" in stopped.stderr
+    gone = prep(*options, "--overlength", "truncate", "--on-error", "skip", stdin=jsonl(rows[0], {"prompt": "q: " * 60, "completion": "a"}))
+    assert gone.rows == rows[:1] and "no answer would be left" in gone.stderr
+    assert prep("--max-tokens", "9", stdin=jsonl(*rows)).exit_code == ExitCode.USAGE
+
+
+def test_a_conversation_is_cut_after_an_answer(prep, tiny_model):
+    options = ["--tokenizer", tiny_model, "--template", "chatml", "--max-tokens", "60", "--overlength", "truncate"]
+    (row,) = prep(*options, stdin=jsonl({"messages": CHAT})).rows
+    assert 0 < len(row["messages"]) < 6 and row["messages"] == CHAT[: len(row["messages"])]
+    assert row["messages"][-1]["role"] == "assistant"
+
+
+def test_rows_are_shown_with_trained_tokens_marked_and_boundaries(prep, tiny_model):
+    rows = jsonl({"prompt": "Below is", "completion": " an é"})
+    shown = prep("--show", "1", "--tokenizer", tiny_model, stdin=rows)
+    (line,) = [line for line in shown.stderr.splitlines() if "⟦" in line]
+    untrained, _, trained = line.partition("⟦")
+    assert untrained.replace("│", "") == "Below is" and trained.endswith("<|endoftext|>⟧")
+    assert trained.replace("│", "") == " an é<|endoftext|>⟧" and "│" in trained
+    assert shown.rows == rows_of(rows)
+    chat = prep("--show", "1", "--template", "chatml", "--tokenizer", tiny_model, stdin=jsonl({"messages": CHAT}))
+    text = chat.stderr.replace("│", "")
+    assert text.count("⟦") == 3 and "⟦assistant 1<|im_end|>⟧" in text and "user 1<|im_end|>" in text
+    pair = prep("--show", "1", "--tokenizer", tiny_model, stdin=jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}))
+    assert pair.stderr.count("⟦") == 2
+
+
+ROW = st.sampled_from(
+    [{"text": "a"}, {"text": "b"}, {"text": "cc"}, {"text": ""}, {"text": 1}, {"text": "long " * 9}, {}, [], "x"]
+)
+OPTIONS = st.tuples(
+    st.sampled_from([[], ["--where", "text != 'b'"]]),
+    st.sampled_from([[], ["--sample", "2"], ["--sample", "0.5"]]),
+    st.sampled_from([[], ["--shuffle"]]),
+    st.sampled_from([[], ["--min-chars", "2"], ["--max-chars", "9"]]),
+    st.sampled_from([[], ["--dedupe", "none"]]),
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROW, max_size=14), OPTIONS, st.booleans())
+def test_in_is_out_and_rejected_and_duplicates_and_filtered_and_not_sampled(tmp_path, monkeypatch, rows, options, as_csv):
+    rows = [{"text": "first one"}, *rows]
+    if as_csv:
+        text = io.StringIO()
+        csv.writer(text).writerows([["text"], *([row["text"]] for row in rows if isinstance(row, dict) and "text" in row)])
+        content, count = text.getvalue(), sum(isinstance(row, dict) and row.get("text", "") != "" for row in rows)
+    else:
+        content, count = jsonl(*rows), len(rows)
+    for old in ("out.jsonl", "bad.jsonl"):
+        (tmp_path / old).unlink(missing_ok=True)
+    flags = [flag for group in options for flag in group]
+    files = ["--on-error", "skip", "--rejects", "bad.jsonl", "-o", "out.jsonl", "--json", "--format", "csv" if as_csv else "jsonl"]
+    result = run_prep(monkeypatch, tmp_path, [*flags, *files], content)
+    assert result.exit_code in (0, ExitCode.DATA), result.stderr
+    summary = json.loads(result.stdout)
+    left_out = summary["rejected"] + summary["duplicates"] + sum(summary["filtered"].values()) + summary["not_sampled"]
+    assert summary["in"] == summary["out"] + left_out == count
+    assert len(rows_of((tmp_path / "bad.jsonl").read_text())) == summary["rejected"]
+    written = (tmp_path / "out.jsonl").read_text() if result.exit_code == 0 else ""
+    assert len(rows_of(written)) == summary["out"]
+
+
+def test_datasets_reads_every_kind_of_row(prep, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    kinds = {
+        "pairs": {"prompt": "a", "completion": "b"},
+        "chats": {"messages": CHAT},
+        "texts": {"text": "a"},
+        "labels": {"text": "a", "label": "x"},
+        "preferences": {"prompt": "a", "chosen": "b", "rejected": "c"},
+        "liked": {"prompt": CHAT[:1], "completion": CHAT[1:2], "label": True},
+    }
+    for name, row in kinds.items():
+        prep("-o", f"{name}.jsonl", stdin=jsonl(row))
+        read = datasets.load_dataset(
+            "json", data_files=str(tmp_path / f"{name}.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+        )
+        assert read.to_list() == [row]
+
+
+def test_the_first_row_comes_before_the_input_ends(tmp_path):
+    """Rows stream: one that is ready is written while more input is still to come."""
+    command = [sys.executable, "-m", "ftkit", "prep", "-q"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        for number in range(40_000):
+            process.stdin.write(jsonl({"text": f"line {number}"}).encode())
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline()) == {"text": "line 0"}
+        process.stdin.close()
+        process.stdout.read()
+    assert process.returncode == 0
