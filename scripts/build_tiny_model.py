@@ -107,9 +107,9 @@ def train(corpus: Path, empty: Path, run: Path, arguments: argparse.Namespace) -
     """ftkit's own loop, every document to its end token."""
     shutil.rmtree(run, ignore_errors=True)
     command = [
-        sys.executable, "-m", "ftkit", "train", str(corpus), "--objective", "text", "--init", str(empty), "--run", str(run), "--valid", "0.005",
-        "--steps", str(arguments.steps), "--batch", str(arguments.batch), "--lr", str(arguments.lr), "--schedule", "cosine", "--weight-decay", "0.1",
-        "--max-length", "512", "--seed", str(arguments.seed), "--micro-batch", "8",
+        sys.executable, "-m", "ftkit", "train", str(corpus), "--objective", "text", "--init", str(empty), "--run", str(run),
+        "--valid", "0.005", "--steps", str(arguments.steps), "--batch", str(arguments.batch), "--micro-batch", "8",
+        "--lr", str(arguments.lr), "--schedule", "cosine", "--weight-decay", "0.1", "--max-length", "512", "--seed", str(arguments.seed),
     ]  # fmt: skip
     subprocess.run(command, check=True)
 
@@ -126,7 +126,8 @@ class RoundToNF4(nn.Module):
         largest = blocks.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
         nearest = torch.bucketize(blocks / largest, (levels[1:] + levels[:-1]) / 2)
         rounded = (levels[nearest] * largest).reshape(weight.shape)
-        return weight + (rounded - weight).detach()
+        passed: Tensor = weight + (rounded - weight).detach()
+        return passed
 
 
 def settle_on_nf4(run: Path, corpus: Path, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, float]]:
@@ -146,7 +147,9 @@ def settle_on_nf4(run: Path, corpus: Path, arguments: argparse.Namespace) -> tup
     encoder = Encoder(load_tokenizer(run / "model"))
     held_rows = [orjson.loads(line) for line in (run / "valid.jsonl").open("rb")]
     held_texts = {row["text"] for row in held_rows}
-    examples = [encoder.example(row) for line in corpus.open("rb") if (row := orjson.loads(line))["text"] not in held_texts]
+    examples = [
+        encoder.example(row) for line in corpus.open("rb") if (row := orjson.loads(line))["text"] not in held_texts
+    ]
     held = micro_batches([encoder.example(row) for row in held_rows], 8)
     linears = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
     losses = {"before": mean_loss(model, held, "cpu")[0]}
@@ -198,28 +201,27 @@ def publish(model: nn.Module, run: Path, losses: dict[str, float], arguments: ar
 
 def readme(info: dict[str, Any], losses: dict[str, float], parameters: int, arguments: argparse.Namespace) -> str:
     """How it was made, with what was measured."""
-    options = f"--documents {arguments.documents} --steps {arguments.steps} --nf4-steps {arguments.nf4_steps} --batch {arguments.batch}"
+    options = f"--documents {arguments.documents} --steps {arguments.steps} --nf4-steps {arguments.nf4_steps}"
+    options += f" --batch {arguments.batch} --lr {arguments.lr} --seed {arguments.seed}"
     return f"""# builtin:tiny
 
-The demonstration model of ftkit: Llama architecture, {parameters:,} parameters, bfloat16, byte-level BPE of {VOCABULARY:,} tokens, context 512.
-It writes product prose in the manner of a design catalogue, about products that do not exist, and nothing else. It has never
-seen an instruction.
+The demonstration model of ftkit: Llama architecture, {parameters:,} parameters, bfloat16, byte-level BPE of
+{VOCABULARY:,} tokens, context 512. It writes product prose in the manner of a design catalogue, about products that do not
+exist, and nothing else. It has never seen an instruction.
 
-Made by `python scripts/build_tiny_model.py WORK {options} --lr {arguments.lr} --seed {arguments.seed}` in three parts:
+Made by `python scripts/build_tiny_model.py WORK {options}` in three parts:
 
-1. From scratch: {info["data"]["rows"]:,} documents ({info["data"]["tokens"]:,} tokens) that the project generates from that seed, {info["steps"]:,} steps of
-   {arguments.batch} documents ({info["train_seconds"]:,.0f} seconds on a busy 2-core machine, torch {info["versions"]["torch"]}).
-2. {arguments.nf4_steps:,} more steps with the linear weights rounded to NF4 in the forward pass, so that QLoRA finds a sound base.
-3. Powers of two moved from weights to norms: no output changes, and the usual learning rate of adapters (2e-4) suits it.
+1. From scratch: {info["data"]["rows"]:,} documents ({info["data"]["tokens"]:,} tokens) that the project generates from that
+   seed, {info["steps"]:,} steps of {arguments.batch} documents ({info["train_seconds"]:,.0f} seconds on a busy 2-core machine).
+2. {arguments.nf4_steps:,} more steps with the linear weights rounded to NF4 in the forward pass: QLoRA finds a sound base.
+3. Powers of two moved from weights to norms: no output changes, and the usual rate of adapters (2e-4) suits it.
 
-Loss on {info["data"]["held_out"]:,} held-out documents, nats per token (float32):
+Loss on {info["data"]["held_out"]:,} held-out documents, nats per token (float32; random weights: {info["valid_loss_before"]:.3f}):
 
 | | as it is | linear layers rounded to NF4 |
 |---|---|---|
 | after part 1 | {losses["before"]:.3f} | {losses["rounded before"]:.3f} |
 | after part 2 | {losses["after"]:.3f} | {losses["rounded after"]:.3f} |
-
-Random weights: {info["valid_loss_before"]:.3f}.
 
 Licence: Apache-2.0, as the project. All text is synthetic; names of products, people and places are invented.
 """

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from ftkit.cli import main
-from ftkit.commands.train import load, prepare
+from ftkit.commands.train import load
+from ftkit.commands.train_plan import prepare
 from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.settings import TrainSettings
@@ -194,7 +195,7 @@ def test_the_adapter_folder_is_whole_and_says_what_it_is(run_folder, tiny_model)
         "fp32",
         512,
     )
-    assert card.stop_tokens == [0] and card.template is None and card.quantized_sha256 == {}
+    assert card.stop_tokens == [0] and card.template.name == "completion" and card.quantized_sha256 == {}
     assert {value.dtype for value in load_file(adapter / "adapter_model.safetensors").values()} == {torch.float32}
 
 

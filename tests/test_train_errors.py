@@ -83,7 +83,7 @@ def test_a_terminal_as_stdin_is_a_usage_error_and_does_not_wait(train):
     reader, writer = os.openpty()
     with open(writer) as terminal:
         assert_refused(
-            train(data=None, stdin=terminal), ExitCode.USAGE, "stdin is a terminal", "ftkit train train.jsonl"
+            train(data=None, stdin=terminal), ExitCode.USAGE, "stdin is a terminal", "ftkit train rows.jsonl"
         )
     os.close(reader)
 

@@ -7,6 +7,7 @@ gradients are those of the row run alone (up to rounding), and shared tokens are
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ftkit.core.encoding import Example
 
@@ -81,7 +82,9 @@ def make_packs(examples: Sequence[Example], most_tokens: int, *, share: bool) ->
 
     With `share`, rows are laid out in the order of their tokens, so that rows with a common start come together.
     """
-    ordered = sorted(examples, key=lambda example: example.ids) if share else sorted(examples, key=lambda e: -len(e.ids))
+    ordered = (
+        sorted(examples, key=lambda example: example.ids) if share else sorted(examples, key=lambda e: -len(e.ids))
+    )
     groups: list[list[Example]] = []
     used = 0
     for place, example in enumerate(ordered):
@@ -113,7 +116,7 @@ def grow(builder: Builder, rows: list[Example], depth: int, parent: int) -> None
             rest = run[0].ids[depth:-1]
             builder.count(run[0], builder.add_segment(rest, depth, parent) if rest else parent)
             continue
-        common = min(shared_length(a, b) for a, b in zip(run, run[1:], strict=False))
+        common = min(shared_length(a, b) for a, b in pairwise(run))
         grow(builder, run, common, builder.add_segment(run[0].ids[depth:common], depth, parent))
 
 

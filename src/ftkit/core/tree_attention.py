@@ -51,7 +51,7 @@ def tree_attention(
     Works on pieces (`split`, so that their gradients are joined once), segment by segment: work grows with the pairs
     that are really attended, not with T squared.
     """
-    queries, keys, values = (tensor.split(layout.lengths, dim=2) for tensor in (query, key, value))
+    queries, keys, values = (torch.split(tensor, list(layout.lengths), dim=2) for tensor in (query, key, value))
     outputs = []
     for number, above in enumerate(layout.ancestors):
         k = torch.cat([*(keys[i] for i in above), keys[number]], dim=2) if above else keys[number]
@@ -69,7 +69,9 @@ def attend(
         return capped_attention(q, k, v, scaling, dropout, window, softcap)
     grouped = q.shape[1] != k.shape[1]
     if length == total and (window is None or window >= total):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+        )
     mask = causal_mask(length, total, window, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
 

@@ -1,0 +1,165 @@
+"""prep against the usual ways, the same rows out: python bench/prep.py [--rows 100000] [--rounds 3] [--jobs 1]
+
+A CSV of products becomes alpaca rows (prompt and completion by template, rows without a description left out, equal
+rows once). Every way runs in a process of its own, interleaved; medians, peak memory and ratios are printed. Only the
+ratios of one run count: machines and moments differ.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+QUESTION = "Create a description for the following product: {product}, belonging to category: {category}"
+WORDS = (
+    "the a with for easy to use and made of steel cotton bamboo that keeps your day simple bright quiet warm dry safe "
+    "long lasting gift"
+).split()
+
+
+def make_table(path: Path, rows: int) -> None:
+    """A CSV of products: quotes, line ends in quotes, empty descriptions, a few equal rows; from a seed."""
+    draw = random.Random(7)
+    adjectives = "compact durable elegant lightweight wireless ergonomic vintage premium recycled café-style".split()
+    nouns = "lamp backpack kettle keyboard chair bottle jacket speaker notebook drill mat clock".split()
+    categories = ["Home & Kitchen", "Electronics", "Office", "Outdoors", 'Tools, "Pro"', "Clothing"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["product", "category", "description"])
+        row = ["", "", ""]
+        for number in range(rows):
+            text = "" if number % 97 == 0 else " ".join(draw.choices(WORDS, k=draw.randint(12, 40))).capitalize() + "."
+            text = text.replace(" and ", ',\n"and" ') if number % 11 == 0 else text
+            name = f"{draw.choice(adjectives)} {draw.choice(nouns)} {number}"
+            row = row if number % 50 == 49 and row[2] else [name, draw.choice(categories), text]
+            writer.writerow(row)
+
+
+def prompt_of(product: str, category: str) -> str:
+    """Stanford Alpaca's prompt without an input."""
+    question = QUESTION.format(product=product, category=category)
+    return (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        f"\n\n### Instruction:\n{question}\n\n### Response:"
+    )
+
+
+def with_pandas(source: str, out: str) -> None:
+    """pandas: read_csv, dropna, apply, drop_duplicates."""
+    import pandas
+
+    table = pandas.read_csv(source, keep_default_na=False)
+    table = table[table["description"].str.strip() != ""]
+    rows = table.apply(
+        lambda r: {"prompt": prompt_of(r["product"], r["category"]), "completion": r["description"]}, axis=1
+    )
+    made = pandas.DataFrame(rows.tolist()).drop_duplicates()
+    with open(out, "w", encoding="utf-8") as file:
+        for row in made.to_dict("records"):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def with_datasets(source: str, out: str) -> None:
+    """datasets: load_dataset, filter, map, to_json."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    seen: set[tuple[str, str]] = set()
+
+    def is_wanted(row: dict[str, str]) -> bool:
+        key = (prompt_of(row["product"], row["category"]), row["description"])
+        is_new = bool(row["description"] and row["description"].strip()) and key not in seen
+        seen.add(key)
+        return is_new
+
+    def render(row: dict[str, str]) -> dict[str, str]:
+        return {"prompt": prompt_of(row["product"], row["category"]), "completion": row["description"]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = datasets.load_dataset("csv", data_files=source, split="train", cache_dir=folder)
+        data = data.filter(is_wanted)
+        data.map(render, remove_columns=data.column_names).to_json(out, force_ascii=False)
+
+
+def with_ftkit(source: str, out: str, *more: str) -> None:
+    """ftkit prep."""
+    from ftkit.cli import main
+
+    maps = ["--map", f"instruction={QUESTION}", "--map", "output=description"]
+    try:
+        main(["prep", source, "--template", "alpaca", *maps, "-o", out, "--force", "-q", *more])
+    except SystemExit as end:
+        assert end.code == 0
+
+
+WAYS = {
+    "pandas": with_pandas,
+    "datasets": with_datasets,
+    "ftkit": with_ftkit,
+    "ftkit --dedupe none": lambda source, out: with_ftkit(source, out, "--dedupe", "none"),
+    "ftkit --jobs 2": lambda source, out: with_ftkit(source, out, "--jobs", "2"),
+}
+
+
+def fingerprint(path: Path) -> tuple[int, str]:
+    """(rows, sha256 of all prompts and completions in order)."""
+    digest, rows = hashlib.sha256(), 0
+    with path.open(encoding="utf-8") as file:
+        for rows, line in enumerate(file, 1):
+            row = json.loads(line)
+            digest.update(repr((row["prompt"], row["completion"])).encode())
+    return rows, digest.hexdigest()[:12]
+
+
+def measure(way: str, source: Path, out: Path) -> tuple[float, float]:
+    """(seconds, peak MB) of one way in a process of its own, its start included."""
+    started = time.perf_counter()
+    command = [sys.executable, __file__, "--way", way, "--source", str(source), "--out", str(out)]
+    done = subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return time.perf_counter() - started, float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Run one way (as a child), or all of them and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", default="pandas,datasets,ftkit,ftkit --dedupe none,ftkit --jobs 2")
+    parser.add_argument("--way")
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    if asked.way:
+        WAYS[asked.way](str(asked.source), str(asked.out))
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        sys.stdout.write(f"\n{peak / 1024:.0f}\n")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "products.csv", Path(folder) / "out.jsonl"
+        make_table(source, asked.rows)
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in asked.ways.split(",")}
+        prints: dict[str, tuple[int, str]] = {}
+        for _ in range(asked.rounds):
+            for way, results in found.items():
+                results.append(measure(way, source, out))
+                prints[way] = fingerprint(out)
+    ours = statistics.median(seconds for seconds, _ in found["ftkit"]) if "ftkit" in found else None
+    sys.stdout.write(f"{asked.rows:,} rows, {asked.rounds} rounds\n{'way':<22}{'s':>8}{'MB':>8}{'ratio':>8}  rows, sha256\n")
+    for way, results in found.items():
+        seconds = statistics.median(s for s, _ in results)
+        peak = statistics.median(mb for _, mb in results)
+        ratio = f"{seconds / ours:.2f}" if ours else ""
+        sys.stdout.write(f"{way:<22}{seconds:>8.2f}{peak:>8.0f}{ratio:>8}  {prints[way]}\n")
+
+
+if __name__ == "__main__":
+    main()

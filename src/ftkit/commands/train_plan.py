@@ -1,0 +1,191 @@
+"""Everything that `ftkit train` knows before it loads weights: what a dry run checks, and what a run is told apart by."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit import console
+from ftkit.commands.train_rows import Data, make_examples, read_data, rows_sha256, settle_objective, share_of
+from ftkit.core.adapters import make_trainable
+from ftkit.core.batching import auto_micro_batch, steps_per_epoch
+from ftkit.core.encoding import Encoder, Example
+from ftkit.core.examples import Ledger
+from ftkit.core.meta_model import build_meta_model
+from ftkit.core.optimizers import check_optimizer
+from ftkit.core.settings import TrainSettings
+from ftkit.core.training import Plan
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.base_model import (
+    Base,
+    check_base,
+    check_tensors,
+    config_sha256,
+    context_length,
+    find_base,
+    load_tokenizer,
+    read_config,
+    require_causal,
+    say_default,
+    transformers_config,
+    weights_sha256,
+)
+from ftkit.io.devices import dtype_name, pick_device, pick_dtype
+from ftkit.io.quantization import check_quantization
+
+DEFAULT_LR = {"lora": 2e-4, "qlora": 2e-4, "int8": 2e-4, "full": 2e-5}
+SCRATCH_LR = 1e-3
+NOT_IDENTITY = ("data", "run", "json", "dry_run", "device")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before weights are loaded."""
+
+    settings: TrainSettings
+    base: Base
+    config: Any
+    encoder: Encoder
+    data: Data
+    examples: list[Example]
+    valid_rows: list[dict[str, Any]]
+    valid_examples: list[Example]
+    ledger: Ledger
+    plan: Plan
+    device: str
+    dtype: torch.dtype
+    identity: str
+    rehearsed: nn.Module
+    """The model on the meta device, with what the method trains set free."""
+
+
+def prepare(settings: TrainSettings) -> Prepared:
+    """Read and check the rows, find the base, turn rows into examples, decide the plan.
+
+    What can be known without rows comes first: nobody should pipe an hour of rows into a command that cannot run.
+    """
+    refuse_many_processes(os.environ.get("WORLD_SIZE", ""))
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.method == "full" or bool(settings.init))
+    check_optimizer(settings.optimizer, device)
+    check_quantization(settings.method)
+    refuse_no_run(settings.run)
+    share_of(settings.valid)
+    data = read_data(settings)
+    settings = replace(settings, objective=settle_objective(settings, data))
+    say_default(settings.init or settings.model)
+    base = find_base(settings.init or settings.model, settings.revision)
+    config = config_from_scratch(base) if settings.init else check_base(base)
+    encoder = Encoder(load_tokenizer(base, config.get_text_config().vocab_size), data.template)
+    rehearsed = rehearse(settings, base, config, dtype)
+    settings = replace(settings, max_length=cap_length(settings.max_length, config))
+    examples, valid_rows, valid_examples, ledger = make_examples(settings, data, encoder)
+    plan = make_plan(settings, len(examples), max(len(e.ids) for e in examples))
+    settings = replace(settings, micro_batch=str(plan.micro_batch), lr=plan.lr, dtype=dtype_name(dtype))
+    identity = identify(settings, data, valid_rows, base)
+    return Prepared(
+        settings,
+        base,
+        config,
+        encoder,
+        data,
+        examples,
+        valid_rows,
+        valid_examples,
+        ledger,
+        plan,
+        device,
+        dtype,
+        identity,
+        rehearsed,
+    )
+
+
+def refuse_many_processes(world_size: str) -> None:
+    """Launchers such as torchrun start several of us: each would train the same run."""
+    if world_size.isdecimal() and int(world_size) > 1:
+        raise UserError(
+            f"WORLD_SIZE is {world_size}: training in several processes is not built yet",
+            ExitCode.ENVIRONMENT,
+            hint="start ftkit once, without a launcher",
+        )
+
+
+def refuse_no_run(asked: str | None) -> None:
+    """--run makes a new folder, or names that of a run: another one is exit 9."""
+    if asked is not None and Path(asked).exists() and not (Path(asked) / "run.json").is_file():
+        raise UserError(f"{asked} exists and is no run", ExitCode.EXISTS, hint="give another --run")
+
+
+def rehearse(settings: TrainSettings, base: Base, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The model that will be trained, without weights: files, --targets or --r that do not fit it stop here."""
+    try:
+        with console.quiet_libraries():
+            model = build_meta_model(config, dtype)
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{base.name}: no model can be built from its config.json: {reason}",
+            ExitCode.MODEL,
+            hint="give the model's own config.json",
+        ) from None
+    if not settings.init:
+        check_tensors(base, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    with console.quiet_libraries(), torch.device("meta"):
+        return make_trainable(model, replace(settings, full=True) if settings.init else settings)
+
+
+def config_from_scratch(base: Base) -> Any:
+    """The config of a model that does not exist yet."""
+    raw, config = read_config(base), transformers_config(base)
+    require_causal(raw, config, base.name)
+    return config
+
+
+def cap_length(asked: int, config: Any) -> int:
+    """--max-length, no longer than the model's context."""
+    context = context_length(config)
+    if context is not None and asked > context:
+        console.info(f"--max-length {asked} is beyond the model's context: rows of up to {context} tokens are trained")
+        return context
+    return asked
+
+
+def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
+    """Steps, micro-batch and learning rate, as numbers."""
+    per_epoch = steps_per_epoch(rows, settings.batch)
+    steps = settings.steps or max(1, round(per_epoch * settings.epochs))
+    micro = (
+        auto_micro_batch(longest, settings.batch)
+        if settings.micro_batch == "auto"
+        else min(int(settings.micro_batch), settings.batch)
+    )
+    lr = settings.lr or (SCRATCH_LR if settings.init else DEFAULT_LR[settings.method])
+    return Plan(
+        settings.batch, micro, steps, lr, settings.schedule, settings.warmup, settings.max_grad_norm, settings.seed
+    )
+
+
+def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any]], base: Base) -> str:
+    """sha256 of all that decides the result: resolved settings, rows, held-out rows, base, template."""
+    chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in NOT_IDENTITY}
+    template = data.template and data.template.fingerprint
+    facts = {
+        "settings": chosen,
+        "data": data.sha256,
+        "valid": rows_sha256(valid_rows),
+        "base": base_facts(base, settings),
+        "template": template,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def base_facts(base: Base, settings: TrainSettings) -> dict[str, str | None]:
+    """What tells one base from another, whatever its name: its config, and its weights or the commit they come from."""
+    weights = None if settings.init else weights_sha256(base)
+    return {"revision": base.revision, "config_sha256": config_sha256(base), "weights_sha256": weights}
