@@ -168,11 +168,11 @@ def settle_on_nf4(run: Path, corpus: Path, arguments: argparse.Namespace) -> tup
 
 
 @torch.no_grad()
-def rescale(model: nn.Module, norms: float = 16.0, inner: float = 4.0) -> None:
+def rescale(model: nn.Module, norms: float = 64.0, inner: float = 8.0) -> None:
     """Move powers of two between neighbours so that every output stays the same to the bit.
 
     A norm's gain times `norms`, the matrices that read it divided by as much; values and `up` times `inner`, the matrices
-    that read them divided by as much. An adapter's share of a layer's output grows by 16 (q, k, gate) or 4 (v, o, up, down).
+    that read them divided by as much. An adapter's share of a layer's output grows by 64 (q, k, gate) or 8 (v, o, up, down).
     """
     for layer in model.model.layers:  # type: ignore[union-attr]
         attention, mlp = layer.self_attn, layer.mlp

@@ -1,6 +1,6 @@
 """Write a synthetic table of products, shaped like the Red Dot product descriptions.
 
-    python scripts/make_products.py reddot.csv --rows 800 --seed 7
+    python scripts/make_products.py reddot.csv --rows 1000 --seed 7
 
 Every row is invented by a seeded grammar: no product, maker or text in it is real. Columns: product, category,
 description, and text, which repeats the other three in one string as that data set does. The same seed gives the same
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("path", help="CSV file to write, or - for stdout")
-    parser.add_argument("--rows", type=int, default=800)
+    parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args(argv)
     if options.rows < 1:
