@@ -109,7 +109,8 @@ def train(corpus: Path, empty: Path, run: Path, arguments: argparse.Namespace) -
     command = [
         sys.executable, "-m", "ftkit", "train", str(corpus), "--objective", "text", "--init", str(empty), "--run", str(run),
         "--valid", "0.005", "--steps", str(arguments.steps), "--batch", str(arguments.batch), "--micro-batch", "8",
-        "--lr", str(arguments.lr), "--schedule", "cosine", "--weight-decay", "0.1", "--max-length", "512", "--seed", str(arguments.seed),
+        "--lr", str(arguments.lr), "--schedule", "cosine", "--weight-decay", "0.1", "--max-length", "512",
+        "--seed", str(arguments.seed),
     ]  # fmt: skip
     subprocess.run(command, check=True)
 
@@ -216,7 +217,7 @@ Made by `python scripts/build_tiny_model.py WORK {options}` in three parts:
 2. {arguments.nf4_steps:,} more steps with the linear weights rounded to NF4 in the forward pass: QLoRA finds a sound base.
 3. Powers of two moved from weights to norms: no output changes, and the usual rate of adapters (2e-4) suits it.
 
-Loss on {info["data"]["held_out"]:,} held-out documents, nats per token (float32; random weights: {info["valid_loss_before"]:.3f}):
+Loss on {info["data"]["held_out"]:,} held-out documents, nats per token (random weights: {info["valid_loss_before"]:.3f}):
 
 | | as it is | linear layers rounded to NF4 |
 |---|---|---|
