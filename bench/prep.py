@@ -1,4 +1,4 @@
-"""prep against the usual ways, the same rows out: python bench/prep.py [--rows 100000] [--rounds 3] [--jobs 1]
+"""prep against the usual ways, the same rows out: python bench/prep.py [--rows 100000] [--rounds 3]
 
 A CSV of products becomes alpaca rows (prompt and completion by template, rows without a description left out, equal
 rows once). Every way runs in a process of its own, interleaved; medians, peak memory and ratios are printed. Only the
@@ -20,17 +20,65 @@ import time
 from pathlib import Path
 
 QUESTION = "Create a description for the following product: {product}, belonging to category: {category}"
-WORDS = (
-    "the a with for easy to use and made of steel cotton bamboo that keeps your day simple bright quiet warm dry safe "
-    "long lasting gift"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "with",
+    "for",
+    "easy",
+    "to",
+    "use",
+    "and",
+    "made",
+    "of",
+    "steel",
+    "cotton",
+    "bamboo",
+    "that",
+    "keeps",
+    "your",
+    "day",
+    "simple",
+    "bright",
+    "quiet",
+    "warm",
+    "dry",
+    "safe",
+    "long",
+    "lasting",
+    "gift",
+]
 
 
 def make_table(path: Path, rows: int) -> None:
     """A CSV of products: quotes, line ends in quotes, empty descriptions, a few equal rows; from a seed."""
     draw = random.Random(7)
-    adjectives = "compact durable elegant lightweight wireless ergonomic vintage premium recycled café-style".split()
-    nouns = "lamp backpack kettle keyboard chair bottle jacket speaker notebook drill mat clock".split()
+    adjectives = [
+        "compact",
+        "durable",
+        "elegant",
+        "lightweight",
+        "wireless",
+        "ergonomic",
+        "vintage",
+        "premium",
+        "recycled",
+        "café-style",
+    ]
+    nouns = [
+        "lamp",
+        "backpack",
+        "kettle",
+        "keyboard",
+        "chair",
+        "bottle",
+        "jacket",
+        "speaker",
+        "notebook",
+        "drill",
+        "mat",
+        "clock",
+    ]
     categories = ["Home & Kitchen", "Electronics", "Office", "Outdoors", 'Tools, "Pro"', "Clothing"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -106,7 +154,6 @@ WAYS = {
     "datasets": with_datasets,
     "ftkit": with_ftkit,
     "ftkit --dedupe none": lambda source, out: with_ftkit(source, out, "--dedupe", "none"),
-    "ftkit --jobs 2": lambda source, out: with_ftkit(source, out, "--jobs", "2"),
 }
 
 
@@ -114,8 +161,8 @@ def fingerprint(path: Path) -> tuple[int, str]:
     """(rows, sha256 of all prompts and completions in order)."""
     digest, rows = hashlib.sha256(), 0
     with path.open(encoding="utf-8") as file:
-        for rows, line in enumerate(file, 1):
-            row = json.loads(line)
+        for line in file:
+            rows, row = rows + 1, json.loads(line)
             digest.update(repr((row["prompt"], row["completion"])).encode())
     return rows, digest.hexdigest()[:12]
 
@@ -133,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ways", default="pandas,datasets,ftkit,ftkit --dedupe none,ftkit --jobs 2")
+    parser.add_argument("--ways", default="pandas,datasets,ftkit,ftkit --dedupe none")
     parser.add_argument("--way")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--out", type=Path)
@@ -153,7 +200,9 @@ def main() -> None:
                 results.append(measure(way, source, out))
                 prints[way] = fingerprint(out)
     ours = statistics.median(seconds for seconds, _ in found["ftkit"]) if "ftkit" in found else None
-    sys.stdout.write(f"{asked.rows:,} rows, {asked.rounds} rounds\n{'way':<22}{'s':>8}{'MB':>8}{'ratio':>8}  rows, sha256\n")
+    sys.stdout.write(
+        f"{asked.rows:,} rows, {asked.rounds} rounds\n{'way':<22}{'s':>8}{'MB':>8}{'ratio':>8}  rows, sha256\n"
+    )
     for way, results in found.items():
         seconds = statistics.median(s for s, _ in results)
         peak = statistics.median(mb for _, mb in results)

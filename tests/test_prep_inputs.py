@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -45,7 +46,9 @@ def test_a_damaged_or_mislabelled_packed_file_is_named_with_its_codec(prep, tmp_
     name = f"qa.jsonl.{codec}"
     (tmp_path / name).write_bytes(packed(jsonl(*QA) * 50, codec)[:-9])
     cut = prep(name)
-    assert cut.exit_code == ExitCode.DATA and f"{name}: damaged {called}" in cut.stderr and "Traceback" not in cut.stderr
+    assert (
+        cut.exit_code == ExitCode.DATA and f"{name}: damaged {called}" in cut.stderr and "Traceback" not in cut.stderr
+    )
     (tmp_path / name).write_text(jsonl(*QA))
     assert f"{name}: not {called}, as its name says" in prep(name).stderr
 
@@ -118,7 +121,10 @@ def test_dotted_names_reach_into_records(prep):
     assert [(row["prompt"], row["completion"]) for row in result.rows] == [("On T:", "second")], result.stderr
     missing = prep("--template", "completion", *maps, stdin=jsonl(record, {**record, "answers": []}))
     assert missing.exit_code == ExitCode.DATA and "<stdin>:2: has no 'answers.1.text'" in missing.stderr
-    assert "no column 'answers.7.text'" in prep(*["--template", "completion", *maps[:3], "completion=answers.7.text"], stdin=jsonl(record)).stderr
+    assert (
+        "no column 'answers.7.text'"
+        in prep(*["--template", "completion", *maps[:3], "completion=answers.7.text"], stdin=jsonl(record)).stderr
+    )
 
 
 def test_a_table_without_a_header_takes_names_or_numbers(prep):
@@ -152,8 +158,15 @@ def test_plain_text_is_a_document_a_paragraph_or_a_line_a_row(prep, tmp_path):
     (tmp_path / "a.txt").write_text(TEXT)
     whole = prep("a.txt")
     assert whole.rows == [{"text": TEXT}] and "plain text, one document" in whole.stderr
-    assert prep("a.txt", "--documents", "paragraph").rows == [{"text": "One line.\nAnother."}, {"text": "Last paragraph."}]
-    assert [row["text"] for row in prep("-", "--documents", "line", stdin=TEXT).rows] == ["One line.", "Another.", "Last paragraph."]
+    assert prep("a.txt", "--documents", "paragraph").rows == [
+        {"text": "One line.\nAnother."},
+        {"text": "Last paragraph."},
+    ]
+    assert [row["text"] for row in prep("-", "--documents", "line", stdin=TEXT).rows] == [
+        "One line.",
+        "Another.",
+        "Last paragraph.",
+    ]
     (tmp_path / "b.txt").write_text("another file")
     assert len(prep("a.txt", "b.txt").rows) == 2
     assert "0 rows" in prep("--documents", "file", stdin=" \n \n").stderr
@@ -195,6 +208,9 @@ def test_two_encodings_are_read_only_when_given(prep, tmp_path):
         assert guess.exit_code == ExitCode.DATA and "not UTF-8" in guess.stderr and "--encoding" in guess.stderr
 
 
+EXAMPLES = Path(__file__).parents[1] / "docs/examples"
+SLOTS, TAGS = f"{EXAMPLES}/slots.py:slots", f"{EXAMPLES}/tags.py:entities"
+MADE = {"prompt", "completion", "meta"}
 SHARED_ROWS = [
     ("chat/glaive_toolcall_en_demo.json", [], 265, {"messages", "tools"}),
     ("chat/oasst_questions_first476.jsonl", ["--template", "chatml"], 476, {"messages", "template"}),
@@ -206,6 +222,8 @@ SHARED_ROWS = [
     ("preference/hh_rlhf_harmless_first1000.jsonl.gz", ["--on-error", "skip"], 990, {"prompt", "chosen", "rejected"}),
     ("preference/dpo_en_demo.json", [], 295, {"prompt", "chosen", "rejected"}),
     ("preference/kto_en_demo.json", [], 300, {"prompt", "completion", "label"}),
+    ("extract/snips_validate_GetWeather.json", ["--records", "GetWeather", "--augment", SLOTS], 99, MADE),
+    ("ner/emerging.dev.conll", ["--documents", "paragraph", "--augment", TAGS], 1_007, MADE),
     ("text/wiki_demo.txt", ["--documents", "line"], 30, {"text"}),
     ("text/tiny_shakespeare.txt", [], 1, {"text"}),
     ("text/c4_demo.jsonl", [], 300, {"text"}),
@@ -221,6 +239,39 @@ def test_real_files_become_rows_of_their_kind(prep, shared, name, options, rows,
     assert f"rows in = {len(result.rows):,} out" in result.stderr
 
 
+SPANISH = [
+    "--encoding",
+    "latin-1",
+    "--on-error",
+    "skip",
+    "--map",
+    "instruction=¿Qué es {F}?",
+    "--map",
+    "output=Descripción",
+]
+NAME, TEXT_OF_IT = "景點中文名稱", "景點特色詳細文字簡述"
+CHINESE = [
+    "--encoding",
+    "big5",
+    "--on-error",
+    "skip",
+    "--map",
+    f"instruction=介紹 {{{NAME}}}",
+    "--map",
+    f"output={TEXT_OF_IT}",
+]
+PADDED = [
+    "--skip-lines",
+    "11",
+    "--delimiter",
+    ";",
+    "--on-error",
+    "skip",
+    "--map",
+    "instruction={column 1}",
+    "--map",
+    "output={2010}",
+]
 MESSY = [
     ("simple.ssv", ["--map", "instruction=Temperature in {place} on {date}?", "--map", "output={temperature}"], 6),
     ("simple.psv", ["--map", "instruction=Dwellings in {Year}?", "--map", "output={All dwellings}"], 28),
@@ -228,9 +279,10 @@ MESSY = [
     ("skip_initials.csv", ["--map", "instruction=field1", "--map", "output=field2"], 2),
     ("null.csv", ["--no-header", "--map", "instruction=What is in row {1}?", "--map", "output={3}"], 9),
     ("utf-16le_encoded.csv", ["--map", "instruction={Organisation_code}", "--map", "output=Organisation_name"], 150),
-    ("spanish_chars.csv", ["--encoding", "latin-1", "--on-error", "skip", "--map", "instruction=¿Qué es {F}?", "--map", "output=Descripción"], 20),
-    ("weird_head_padding.csv", ["--skip-lines", "11", "--delimiter", ";", "--on-error", "skip", "--map", "instruction={column 1}", "--map", "output={2010}"], 30),
-]  # fmt: skip
+    ("spanish_chars.csv", SPANISH, 20),
+    ("characters.csv", CHINESE, 300),
+    ("weird_head_padding.csv", PADDED, 30),
+]
 
 
 @pytest.mark.parametrize(("name", "options", "least"), MESSY)

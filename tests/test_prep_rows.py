@@ -15,11 +15,15 @@ from ftkit.errors import ExitCode
 from ftkit.io.template_files import shipped_names
 
 TEXTS = [{"text": f"text number {number} of many"} for number in range(200)]
-WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 def test_a_condition_keeps_the_records_for_which_it_holds(prep):
-    rows = [{"text": "a", "lang": "en", "n": 1}, {"text": "b", "lang": "de", "n": 5}, {"text": "c", "lang": "en", "n": 9}]
+    rows = [
+        {"text": "a", "lang": "en", "n": 1},
+        {"text": "b", "lang": "de", "n": 5},
+        {"text": "c", "lang": "en", "n": 9},
+    ]
     options = ["--template", "text", "--map", "text=text", "--plain"]
     result = prep(*options, "--where", "lang == 'en' and n > 3", stdin=jsonl(*rows))
     assert result.rows == [{"text": "c"}]
@@ -115,7 +119,9 @@ def test_statistics_count_lengths_and_leaks_between_parts(prep, tmp_path):
 
 def test_rows_that_are_also_in_a_test_set_are_counted_and_with_strict_refused(prep, tmp_path):
     (tmp_path / "test.jsonl").write_text(jsonl({"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}))
-    rows = jsonl({"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "other"}, {"prompt": "x", "completion": "y"})
+    rows = jsonl(
+        {"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "other"}, {"prompt": "x", "completion": "y"}
+    )
     result = prep("--against", "test.jsonl", stdin=rows)
     assert len(result.rows) == 3 and "leak: 1 rows are also in test.jsonl, 1 more ask the same" in result.stderr
     strict = prep("--against", "test.jsonl", "--strict", "-o", "out.jsonl", stdin=rows)
@@ -141,7 +147,10 @@ def test_a_function_of_ones_own_makes_rows_which_are_marked(prep, tmp_path):
     marked = {"meta": {"made_by": "mine.py:rows"}}
     assert result.rows == [{"text": "a"}, {"text": "A", **marked}, {"text": "b"}, {"text": "B", **marked}]
     assert "3 rows in + 2 made = 4 out + 0 rejected + 0 duplicates + 1 filtered (--augment 1)" in result.stderr
-    assert prep("--augment", "mine.py:rows", "--plain", stdin=jsonl({"text": "a"})).rows == [{"text": "a"}, {"text": "A"}]
+    assert prep("--augment", "mine.py:rows", "--plain", stdin=jsonl({"text": "a"})).rows == [
+        {"text": "a"},
+        {"text": "A"},
+    ]
     for text, words in (("crash", "<stdin>:2: --augment: ValueError: no"), ("odd", "gave text, should give a list")):
         wrong = prep("--augment", "mine.py:rows", stdin=jsonl({"text": "a"}, {"text": text}))
         assert wrong.exit_code == ExitCode.DATA and words in wrong.stderr
@@ -205,12 +214,18 @@ def test_train_and_eval_refuse_what_they_cannot_train_yet(ftkit, tmp_path):
     (tmp_path / "c.jsonl").write_text(jsonl({"text": "a", "label": "b"}))
     for name, kind in (("p", "preference"), ("c", "classification")):
         result = ftkit("train", f"{name}.jsonl", "--dry-run")
-        assert result.exit_code == ExitCode.DATA and f"{name}.jsonl:1: rows of {kind} cannot be trained yet" in result.stderr
+        assert (
+            result.exit_code == ExitCode.DATA
+            and f"{name}.jsonl:1: rows of {kind} cannot be trained yet" in result.stderr
+        )
 
 
 def test_text_that_looks_like_a_special_token_is_kept_and_counted(prep):
     result = prep(stdin=jsonl({"text": "hello <|im_end|> you"}, {"text": "a < b"}))
-    assert result.rows[0]["text"] == "hello <|im_end|> you" and "1 rows hold text that looks like a special" in result.stderr
+    assert (
+        result.rows[0]["text"] == "hello <|im_end|> you"
+        and "1 rows hold text that looks like a special" in result.stderr
+    )
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +249,19 @@ def test_rows_beyond_the_limit_are_dropped_cut_or_an_error_and_answer_tokens_cou
     assert rows[1]["completion"].startswith(cut.rows[1]["completion"]) and cut.rows[1]["completion"]
     assert lengths("q:") + lengths(cut.rows[1]["completion"]) + 1 <= most and "1 rows cut" in cut.stderr
     stopped = prep(*options, "--overlength", "error", stdin=jsonl(*rows))
-    assert stopped.exit_code == ExitCode.DATA and "<stdin>:2: " in stopped.stderr and "tokens, --max-tokens is" in stopped.stderr
-    gone = prep(*options, "--overlength", "truncate", "--on-error", "skip", stdin=jsonl(rows[0], {"prompt": "q: " * 60, "completion": "a"}))
+    assert (
+        stopped.exit_code == ExitCode.DATA
+        and "<stdin>:2: " in stopped.stderr
+        and "tokens, --max-tokens is" in stopped.stderr
+    )
+    gone = prep(
+        *options,
+        "--overlength",
+        "truncate",
+        "--on-error",
+        "skip",
+        stdin=jsonl(rows[0], {"prompt": "q: " * 60, "completion": "a"}),
+    )
     assert gone.rows == rows[:1] and "no answer would be left" in gone.stderr
     assert prep("--max-tokens", "9", stdin=jsonl(*rows)).exit_code == ExitCode.USAGE
 
@@ -276,18 +302,32 @@ OPTIONS = st.tuples(
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROW, max_size=14), OPTIONS, st.booleans())
-def test_in_is_out_and_rejected_and_duplicates_and_filtered_and_not_sampled(tmp_path, monkeypatch, rows, options, as_csv):
+def test_in_is_out_and_rejected_and_duplicates_and_filtered_and_not_sampled(
+    tmp_path, monkeypatch, rows, options, as_csv
+):
     rows = [{"text": "first one"}, *rows]
     if as_csv:
         text = io.StringIO()
-        csv.writer(text).writerows([["text"], *([row["text"]] for row in rows if isinstance(row, dict) and "text" in row)])
+        csv.writer(text).writerows(
+            [["text"], *([row["text"]] for row in rows if isinstance(row, dict) and "text" in row)]
+        )
         content, count = text.getvalue(), sum(isinstance(row, dict) and row.get("text", "") != "" for row in rows)
     else:
         content, count = jsonl(*rows), len(rows)
     for old in ("out.jsonl", "bad.jsonl"):
         (tmp_path / old).unlink(missing_ok=True)
     flags = [flag for group in options for flag in group]
-    files = ["--on-error", "skip", "--rejects", "bad.jsonl", "-o", "out.jsonl", "--json", "--format", "csv" if as_csv else "jsonl"]
+    files = [
+        "--on-error",
+        "skip",
+        "--rejects",
+        "bad.jsonl",
+        "-o",
+        "out.jsonl",
+        "--json",
+        "--format",
+        "csv" if as_csv else "jsonl",
+    ]
     result = run_prep(monkeypatch, tmp_path, [*flags, *files], content)
     assert result.exit_code in (0, ExitCode.DATA), result.stderr
     summary = json.loads(result.stdout)

@@ -35,4 +35,4 @@ def test_it_takes_16_to_40_bytes_a_digest():
         found.add(digest(number))
         if number > 10_000 and number % 1_000 == 0:
             sizes.append(found.size_bytes / len(found))
-    assert 16 < min(sizes) and max(sizes) < 40
+    assert min(sizes) > 16 and max(sizes) < 40

@@ -64,7 +64,14 @@ PREPARED = ("preference", "classification")
         ({"text": "a", "label": 3}, "classification"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
         ({"prompt": "a", "completion": "b", "label": False}, "preference"),
-        ({"prompt": turns("user"), "chosen": turns("assistant"), "rejected": [{"role": "assistant", "content": "x"}]}, "preference"),
+        (
+            {
+                "prompt": turns("user"),
+                "chosen": turns("assistant"),
+                "rejected": [{"role": "assistant", "content": "x"}],
+            },
+            "preference",
+        ),
     ],
 )
 def test_rows_that_only_prep_takes_are_known_too(row, kind):

@@ -5,19 +5,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jsonlines
-import orjson
-
 from ftkit.core.row_ledger import Ledger
 from ftkit.core.settings import PrepSettings
 from ftkit.core.splitting import Stratifier, parse_shares, part_of
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import atomic_folder, read_manifest
-from ftkit.io.jsonl import STDIN, rows_output
+from ftkit.io.jsonl import STDIN, line_writer, rows_output
 
 Row = dict[str, Any]
-Write = Callable[["Made"], str | None]
-"""Writes a row; returns the part of the split that it went to, if there is one."""
+Write = Callable[["Made"], Any]
+"""Writes a row; returns the name of the part of the split that it went to, if there is one."""
 OURS = ("template", "pattern", "meta")
 """Keys that only ftkit reads; --plain leaves them out."""
 
@@ -39,24 +36,18 @@ def to_file(settings: PrepSettings) -> bool:
 @contextmanager
 def rows_destination(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
     """A function that writes one row where rows go."""
-    clean = without_ours if settings.plain else same
     if settings.split:
-        with split_files(settings, ledger, clean) as write:
+        with split_files(settings, ledger) as write:
             yield write
     elif settings.stats and settings.json and not to_file(settings):
         yield lambda made: None  # only looked at
     else:
         with rows_output(settings.output if to_file(settings) else None, force=settings.force) as write_row:
-
-            def write_one(made: Made) -> None:
-                write_row(clean(made.row))
-
-            yield write_one
-
-
-def same(row: Row) -> Row:
-    """The row."""
-    return row
+            yield (
+                (lambda made: write_row(without_ours(made.row)))
+                if settings.plain
+                else (lambda made: write_row(made[0]))
+            )
 
 
 def without_ours(row: Row) -> Row:
@@ -65,7 +56,7 @@ def without_ours(row: Row) -> Row:
 
 
 @contextmanager
-def split_files(settings: PrepSettings, ledger: Ledger, clean: Callable[[Row], Row]) -> Iterator[Write]:
+def split_files(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
     """One file for each part in a folder that appears whole; a row's content decides its part."""
     folder, shares = Path(settings.output or ""), parse_shares(settings.split or "")
     ledger.parts.update(dict.fromkeys(shares, 0))
@@ -77,15 +68,12 @@ def split_files(settings: PrepSettings, ledger: Ledger, clean: Callable[[Row], R
         )
     stratifier = Stratifier(shares) if settings.stratify else None
     with atomic_folder(folder, replace=settings.force) as staged, ExitStack() as files:
-        writers = {
-            name: jsonlines.Writer(files.enter_context((staged / f"{name}.jsonl").open("wb")), dumps=orjson.dumps)
-            for name in shares
-        }
+        writers = {name: line_writer(files.enter_context((staged / f"{name}.jsonl").open("wb"))) for name in shares}
 
         def write(made: Made) -> str:
             part = stratifier.part_of(made.digest, made.stratum) if stratifier else part_of(made.digest, shares)
             ledger.parts[part] += 1
-            writers[part].write(clean(made.row))
+            writers[part](without_ours(made.row) if settings.plain else made.row)
             return part
 
         yield write

@@ -1,67 +1,66 @@
-"""A set of 16-byte digests in 21 to 32 bytes each: a Python set of bytes takes about 100."""
+"""A set of 16-byte digests in about 20 bytes each: a Python set of bytes takes about 100."""
+
+import sys
 
 DIGEST_BYTES = 16
-TABLES = 256
-FIRST_SLOTS = 8
-FULLEST = 0.75
-GROWTH = 1.5
-EMPTY = bytes(DIGEST_BYTES)
+FIRST_BUCKETS = 16
+FULLEST = 96
+"""Digests in a bucket, on average, when the number of buckets doubles."""
 
 
 class DigestSet:
-    """Digests spread over 256 small tables by their first byte; each grows on its own, so growing costs no peak.
+    """Digests one behind the other in buckets, which their first bytes choose; a bucket is searched as bytes are.
 
-    Open addressing with linear probing (Knuth, The Art of Computer Programming, volume 3, section 6.4). The digest of
-    sixteen zero bytes stands for an empty slot; a hash gives it with a chance of 2^-128.
+    Buckets are split one by one, so that growing costs no peak.
     """
 
     def __init__(self) -> None:
-        self._tables = [bytearray(FIRST_SLOTS * DIGEST_BYTES) for _ in range(TABLES)]
-        self._used = [0] * TABLES
+        self._buckets = [bytearray() for _ in range(FIRST_BUCKETS)]
+        self._mask = FIRST_BUCKETS - 1
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(self._used)
+        return self._count
 
     def __contains__(self, digest: bytes) -> bool:
-        table = self._tables[digest[0]]
-        return table[(at := find_slot(table, digest)) : at + DIGEST_BYTES] == digest
+        return find(self._buckets[int.from_bytes(digest[:4], "little") & self._mask], digest)
 
     def add(self, digest: bytes) -> bool:
         """True if the digest is new."""
-        number = digest[0]
-        table = self._tables[number]
-        at = find_slot(table, digest)
-        if table[at : at + DIGEST_BYTES] == digest:
+        bucket = self._buckets[int.from_bytes(digest[:4], "little") & self._mask]
+        if bucket.find(digest) >= 0 and find(bucket, digest):
             return False
-        table[at : at + DIGEST_BYTES] = digest
-        self._used[number] += 1
-        if self._used[number] * DIGEST_BYTES > FULLEST * len(table):
-            self._tables[number] = grown(table)
+        bucket += digest
+        self._count += 1
+        if self._count > FULLEST * (self._mask + 1):
+            self._double()
         return True
+
+    def _double(self) -> None:
+        """Move about half of each bucket to a new one, by one more bit."""
+        bit = self._mask + 1
+        for number in range(bit):
+            stay, move = bytearray(), bytearray()
+            bucket = self._buckets[number]
+            for at in range(0, len(bucket), DIGEST_BYTES):
+                digest = bucket[at : at + DIGEST_BYTES]
+                if int.from_bytes(digest[:4], "little") & bit:
+                    move += digest
+                else:
+                    stay += digest
+            self._buckets[number] = stay
+            self._buckets.append(move)
+        self._mask = 2 * bit - 1
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the tables."""
-        return sum(map(len, self._tables))
+        """Memory of the buckets and of the list of them."""
+        return sum(map(sys.getsizeof, self._buckets)) + sys.getsizeof(self._buckets)
 
 
-def find_slot(table: bytearray, digest: bytes) -> int:
-    """Byte offset of the digest, or of the empty slot where it belongs."""
-    size = len(table)
-    at = int.from_bytes(digest[1:8], "little") % (size // DIGEST_BYTES) * DIGEST_BYTES
-    while (found := table[at : at + DIGEST_BYTES]) != EMPTY and found != digest:
-        at += DIGEST_BYTES
-        if at == size:
-            at = 0
-    return at
-
-
-def grown(table: bytearray) -> bytearray:
-    """The same digests in a larger table."""
-    larger = bytearray(int(len(table) // DIGEST_BYTES * GROWTH) * DIGEST_BYTES)
-    for start in range(0, len(table), DIGEST_BYTES):
-        digest = bytes(table[start : start + DIGEST_BYTES])
-        if digest != EMPTY:
-            at = find_slot(larger, digest)
-            larger[at : at + DIGEST_BYTES] = digest
-    return larger
+def find(bucket: bytearray, digest: bytes) -> bool:
+    """True if the digest stands in the bucket, at a place where digests begin."""
+    at = bucket.find(digest)
+    while at >= 0 and at % DIGEST_BYTES:
+        at = bucket.find(digest, at + 1)
+    return at >= 0

@@ -138,7 +138,6 @@ class PrepSettings:
         ),
     ] = None
     max_field_bytes: Annotated[int, Option("Longest value accepted in a table")] = 10_000_000
-    jobs: Annotated[int, Option("Processes; the rows are the same for any number")] = 1
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print the summary as one JSON object on stdout (rows then need -o)")] = False
 
@@ -149,7 +148,6 @@ class PrepSettings:
         require(0 < self.near <= 1, "--near", self.near, "above 0, at most 1")
         require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens", self.max_tokens, "2 or more")
         require(self.show >= 0, "--show", self.show, "0 or more")
-        require(self.jobs >= 1, "--jobs", self.jobs, "1 or more")
         require_seed(self.seed)
         for name, needed in (("stratify", "split"), ("strict", "against"), ("max_tokens", "tokenizer")):
             if getattr(self, name) and not getattr(self, needed):

@@ -1,12 +1,12 @@
 """Which part of a split a row belongs to: decided by its content alone, so adding rows moves no other row."""
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
-import orjson
+from orjson import dumps
 
 from ftkit.errors import ExitCode, UserError
 
@@ -19,10 +19,12 @@ def content_digest(row: Mapping[str, Any]) -> bytes:
 
     BLAKE2b, RFC 7693. Two rows with the same digest are duplicates.
     """
+    if "completion" in row and "label" not in row:  # first, and short: most rows are of this kind
+        return blake2b(dumps([row["prompt"], row["completion"]]), digest_size=DIGEST_BYTES).digest()
     if "messages" in row:
         content: Any = [row["messages"], row["tools"]] if "tools" in row else row["messages"]
     elif "completion" in row:
-        content = [row["prompt"], row["completion"], *([row["label"]] if "label" in row else [])]
+        content = [row["prompt"], row["completion"], row["label"]]
     elif "chosen" in row:
         content = [row["prompt"], row["chosen"], row["rejected"]]
     else:
@@ -44,7 +46,7 @@ def question_digest(row: Mapping[str, Any]) -> bytes | None:
 
 def digest_of(content: Any) -> bytes:
     """16 bytes of a JSON value."""
-    return hashlib.blake2b(orjson.dumps(content), digest_size=DIGEST_BYTES).digest()
+    return blake2b(dumps(content), digest_size=DIGEST_BYTES).digest()
 
 
 class Stratifier:
@@ -74,7 +76,7 @@ class Stratifier:
 
 def position(digest: bytes, salt: str) -> float:
     """Where a digest falls in [0, 1), evenly; splits with different salts are independent of each other."""
-    mixed = hashlib.blake2b(digest, digest_size=8, salt=salt.encode()[:16]).digest()
+    mixed = blake2b(digest, digest_size=8, salt=salt.encode()[:16]).digest()
     return (int.from_bytes(mixed, "big") >> 11) / 2**53  # 53 bits: what a float holds exactly, so never 1.0
 
 

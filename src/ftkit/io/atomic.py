@@ -17,6 +17,7 @@ from typing import IO, Any
 from ftkit.errors import ExitCode, UserError
 
 MANIFEST = "manifest.json"
+BUFFER_BYTES = 1 << 18
 MANIFEST_SCHEMA = "ftkit.manifest/1"
 MAKE_AGAIN = "make the folder again, or copy it again from where it was made"
 
@@ -27,7 +28,7 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = staging_name(path)
     try:
-        with staged.open(mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
+        with staged.open(mode, buffering=BUFFER_BYTES, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -7,6 +7,7 @@ from ftkit.errors import ExitCode, UserError
 Kind = Literal["prompt_completion", "messages", "text", "classification", "preference"]
 TRAINED: tuple[Kind, ...] = ("prompt_completion", "messages", "text")
 """The kinds that train, eval and chat take."""
+LEAVE_OUT = "mend the row, or leave it out: --on-error skip"
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -80,17 +81,21 @@ def check_preference(row: dict[str, Any], where: str) -> None:
         value = row[key]
         if is_text != isinstance(value, str) or not isinstance(value, (str, list)):
             wanted = "text" if is_text else "a list of turns"
-            raise UserError(f"{where}: '{key}' is {type_name(value)}, should be {wanted}", ExitCode.DATA)
+            raise UserError(
+                f"{where}: '{key}' is {type_name(value)}, should be {wanted}", ExitCode.DATA, hint=LEAVE_OUT
+            )
     for key in answers:
         if is_text and not row[key].strip():
-            raise UserError(f"{where}: '{key}' is empty, nothing to learn", ExitCode.DATA)
+            raise UserError(f"{where}: '{key}' is empty, nothing to learn", ExitCode.DATA, hint=LEAVE_OUT)
         if not is_text:
             check_messages([*row["prompt"], *row[key]], where)
             if not row["prompt"] or any(not str(turn["content"]).strip() for turn in row[key]):
                 what = f"'{key}' has an empty turn" if row["prompt"] else "'prompt' has no turn"
-                raise UserError(f"{where}: {what}, nothing to learn", ExitCode.DATA)
+                raise UserError(f"{where}: {what}, nothing to learn", ExitCode.DATA, hint=LEAVE_OUT)
     if len(answers) == 2 and row["chosen"] == row["rejected"]:
-        raise UserError(f"{where}: 'chosen' and 'rejected' are the same, nothing to learn", ExitCode.DATA)
+        raise UserError(
+            f"{where}: 'chosen' and 'rejected' are the same, nothing to learn", ExitCode.DATA, hint=LEAVE_OUT
+        )
 
 
 def check_messages(messages: Any, where: str) -> None:

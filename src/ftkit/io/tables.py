@@ -5,8 +5,9 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from functools import partial
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.sources import inner_suffix
@@ -15,6 +16,7 @@ from ftkit.io.text_input import TextInput, not_text, unreadable
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 BY_SUFFIX = {".tsv": "\t", ".tab": "\t", ".psv": "|", ".ssv": ";", ".csv": ","}
 SPELLINGS = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+FORGOTTEN_LINES = 2_000
 LOOKED_AT_ROWS = 100
 FITS = 0.5
 """A delimiter is a candidate if at least this share of the first rows has as many values as the header."""
@@ -35,16 +37,14 @@ class TableOptions:
     """False: a quote is a character like any other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record of an input: its first line (from 1) and its values by column name, all of them text in a table."""
 
     line: int
     values: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """A record that cannot be read: why, and its text as it stands in the file."""
 
     line: int
@@ -52,20 +52,48 @@ class Fault:
     raw: str
 
 
-class RecordLines:
-    """Lines on their way to csv.reader; keeps those of the record that is being read."""
+class Lines:
+    """Lines on their way to csv.reader, a block at a time; those of the record that is being read can be had again.
 
-    def __init__(self, lines: Iterator[str]) -> None:
-        self.lines = lines
+    `is_clean` says that neither this block nor the one before holds anything that must not be in a text.
+    """
+
+    def __init__(self, text: TextInput, skip: int) -> None:
+        self.text, self.skip = text, skip
         self.kept: list[str] = []
+        self.dropped = skip
+        """Lines of the file that lie before the kept ones."""
+        self.is_clean = True
 
-    def __iter__(self) -> "RecordLines":
-        return self
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self.blocks())
 
-    def __next__(self) -> str:
-        line = next(self.lines)
-        self.kept.append(line)
-        return line
+    def blocks(self) -> Iterator[list[str]]:
+        """The blocks without the skipped lines."""
+        to_skip = self.skip
+        for block in self.text.blocks():
+            block, to_skip = block[to_skip:], max(0, to_skip - len(block))
+            self.kept += block
+            whole = "".join(block)
+            self.is_clean = self.is_clean and "\x00" not in whole and (whole.isascii() or is_encodable(whole))
+            yield block
+
+    def of(self, first: int, last: int) -> list[str]:
+        """Lines by their numbers."""
+        return self.kept[first - 1 - self.dropped : last - self.dropped]
+
+    def forget(self, before: int) -> None:
+        """Drop lines before this number."""
+        self.kept, self.dropped = self.kept[before - 1 - self.dropped :], before - 1
+
+
+def is_encodable(text: str) -> bool:
+    """False for text with lone surrogates: bytes that were no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_table(text: TextInput, options: TableOptions) -> Iterator[Record | Fault]:
@@ -74,47 +102,89 @@ def read_table(text: TextInput, options: TableOptions) -> Iterator[Record | Faul
     Line numbers are physical lines; a record with line ends inside quotes is named by the line it starts on.
     """
     csv.field_size_limit(options.max_field_chars)
-    lines = RecordLines(islice(text.lines(), options.skip_lines, None))
+    lines = Lines(text, options.skip_lines)
     quoting = csv.QUOTE_MINIMAL if options.has_quotes else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=options.delimiter, strict=True, quoting=quoting)  # type: ignore[arg-type]
-    header = list(options.columns) or None
-    records = 0
+    reader = csv.reader(iter(lines), delimiter=options.delimiter, strict=True, quoting=quoting)  # type: ignore[arg-type]
+    header = list(options.columns)
+    start = read_header(reader, lines, text, options, header) if not header else options.skip_lines + 1
+    width, records, skip = len(header), 0, options.skip_lines
+    if not options.has_header and not options.columns:  # the line that was counted is the first record
+        records += 1
+        yield record_of(lines.of(start, reader.line_num + skip), header, text, options, start, is_first=True)
+        start = reader.line_num + skip + 1
+    forget_at = start + FORGOTTEN_LINES
+    new_record = partial(tuple.__new__, Record)  # what Record(...) does, in half the time
     while True:
-        lines.kept.clear()
-        start = reader.line_num + 1 + options.skip_lines
         try:
-            cells = next(reader)
-        except StopIteration:
+            for cells in reader:
+                if len(cells) == width and lines.is_clean and (width > 1 or cells[0].strip()):
+                    records += 1
+                    yield new_record((start, dict(zip(header, cells))))  # noqa: B905 (the hot place; they are as long)
+                elif cells and (len(cells) > 1 or cells[0].strip()):  # not a blank line
+                    records += 1
+                    held = lines.of(start, reader.line_num + skip)
+                    yield checked(cells, held, header, text, options, start, is_first=records == 1)
+                start = reader.line_num + skip + 1
+                if start > forget_at:
+                    lines.forget(start)
+                    forget_at = start + FORGOTTEN_LINES
             break
         except csv.Error as error:
-            fault = explain(error, lines.kept, f"{text.name}:{start}", start, options)
-            if header is None or not fault.is_local:
+            held = lines.of(start, reader.line_num + skip)
+            fault = explain(error, held, f"{text.name}:{start}", start, options)
+            if not fault.is_local:
                 raise fault.error from None
             records += 1
-            yield Fault(start, fault.error, printable(lines.kept))
-            continue
-        if not cells or (len(cells) == 1 and not cells[0].strip()):
-            continue  # a blank line
-        problem = damage(lines.kept, text, start)
-        if header is None:
-            if problem:
-                raise problem
-            header = check_header(cells, f"{text.name}:{start}") if options.has_header else numbered(cells)
-            if options.has_header:
-                continue
-        records += 1
-        problem = problem or ragged(cells, header, f"{text.name}:{start}", options, is_first=records == 1)
-        yield (
-            Fault(start, problem, printable(lines.kept))
-            if problem
-            else Record(start, dict(zip(header, cells, strict=True)))
-        )
+            yield Fault(start, fault.error, printable(held))
+            start = reader.line_num + skip + 1
     if records == 0:
         raise UserError(
             f"{text.name}: {'header but no rows' if header else '0 rows'}",
             ExitCode.DATA,
             hint="a table is a line of column names and rows below it",
         )
+
+
+def read_header(reader: Any, lines: Lines, text: TextInput, options: TableOptions, header: list[str]) -> int:
+    """Put the names of the columns into `header`; the line after it, or the header's own where it is a record."""
+    start = options.skip_lines + 1
+    try:
+        for cells in reader:
+            end = reader.line_num + options.skip_lines
+            if cells and (len(cells) > 1 or cells[0].strip()):
+                if problem := damage(lines.of(start, end), text, start):
+                    raise problem
+                header += check_header(cells, f"{text.name}:{start}") if options.has_header else numbered(cells)
+                return end + 1 if options.has_header else start
+            start = end + 1
+    except csv.Error as error:
+        held = lines.of(start, reader.line_num + options.skip_lines)
+        raise explain(error, held, f"{text.name}:{start}", start, options).error from None
+    return start
+
+
+def record_of(
+    held: list[str], header: list[str], text: TextInput, options: TableOptions, start: int, *, is_first: bool
+) -> Record | Fault:
+    """The record that these lines hold."""
+    quoting = csv.QUOTE_MINIMAL if options.has_quotes else csv.QUOTE_NONE
+    cells = next(csv.reader(held, delimiter=options.delimiter, strict=True, quoting=quoting))  # type: ignore[arg-type]
+    return checked(cells, held, header, text, options, start, is_first=is_first)
+
+
+def checked(
+    cells: list[str],
+    held: list[str],
+    header: list[str],
+    text: TextInput,
+    options: TableOptions,
+    start: int,
+    *,
+    is_first: bool,
+) -> Record | Fault:
+    """A record, if it is as long as the header and holds nothing but text."""
+    problem = damage(held, text, start) or ragged(cells, header, f"{text.name}:{start}", options, is_first=is_first)
+    return Fault(start, problem, printable(held)) if problem else Record(start, dict(zip(header, cells, strict=True)))
 
 
 def numbered(cells: list[str]) -> list[str]:

@@ -13,8 +13,23 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftkit.errors import ExitCode, UserError, did_you_mean
+from ftkit.io.plain_template import expression_of
 
-KEYS = {"name", "kind", "required", "optional", "typed", "prompt", "completion", "chat", "chosen", "rejected", "label", "stop", "description"}
+KEYS = {
+    "name",
+    "kind",
+    "required",
+    "optional",
+    "typed",
+    "prompt",
+    "completion",
+    "chat",
+    "chosen",
+    "rejected",
+    "label",
+    "stop",
+    "description",
+}
 NEEDED = {
     "completion": ("name", "completion"),
     "chat": ("name", "chat"),
@@ -63,6 +78,11 @@ class Template:
         """`alpaca@<12 hex>`: what rows and adapters carry."""
         return f"{self.name}@{self.sha256[:12]}"
 
+    def quick(self, part: str) -> str | None:
+        """The part as a Python expression of `fields`, which must all be texts; None if only Jinja can render it."""
+        source = getattr(self, part)
+        return expression_of(sandbox(), source) if source is not None else None
+
     def render_prompt(self, fields: Mapping[str, str]) -> str:
         """The prompt for these fields; a field that the template wants and that is missing is a data error."""
         return self._render(self._compiled["prompt"], self._filled(fields)) if self.prompt is not None else ""
@@ -106,7 +126,11 @@ class Template:
         environment = sandbox()
         names = ("prompt", "completion", "chat", "chosen", "rejected", "label")
         sources = {name: getattr(self, name) for name in names}
-        return {part: compile_part(environment, source, f"template {self.name}, {part}") for part, source in sources.items() if source is not None}
+        return {
+            part: compile_part(environment, source, f"template {self.name}, {part}")
+            for part, source in sources.items()
+            if source is not None
+        }
 
     def _render(self, compiled: Any, values: Mapping[str, Any]) -> str:
         try:
@@ -142,7 +166,9 @@ def compile_part(environment: ImmutableSandboxedEnvironment, source: str, where:
     try:
         return environment.from_string(source)
     except TemplateSyntaxError as error:
-        raise UserError(f"{where}, line {error.lineno}: {error.message}", ExitCode.DATA, hint="mend the Jinja text") from None
+        raise UserError(
+            f"{where}, line {error.lineno}: {error.message}", ExitCode.DATA, hint="mend the Jinja text"
+        ) from None
 
 
 def parse_template(text: str, where: str) -> Template:
@@ -152,18 +178,30 @@ def parse_template(text: str, where: str) -> Template:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where}: {error}", ExitCode.DATA, hint="a template is a TOML file with name, prompt and completion") from None
+        raise UserError(
+            f"{where}: {error}", ExitCode.DATA, hint="a template is a TOML file with name, prompt and completion"
+        ) from None
     for key in table:
         if key not in KEYS:
-            raise UserError(f"{where}: unknown key '{key}'", ExitCode.DATA, hint=did_you_mean(key, sorted(KEYS)) + f"keys: {', '.join(sorted(KEYS))}")
+            raise UserError(
+                f"{where}: unknown key '{key}'",
+                ExitCode.DATA,
+                hint=did_you_mean(key, sorted(KEYS)) + f"keys: {', '.join(sorted(KEYS))}",
+            )
     kind = table.get("kind", "chat" if "chat" in table else "completion")
     if kind not in NEEDED:
         raise UserError(f"{where}: unknown kind {kind!r}", ExitCode.DATA, hint=f"kinds: {', '.join(NEEDED)}")
     wanted = NEEDED[kind]
     if missing := [key for key in wanted if not isinstance(table.get(key), str)]:
-        raise UserError(f"{where}: has no {' and no '.join(missing)}", ExitCode.DATA, hint=f"a {kind} template needs {', '.join(wanted)}")
+        raise UserError(
+            f"{where}: has no {' and no '.join(missing)}",
+            ExitCode.DATA,
+            hint=f"a {kind} template needs {', '.join(wanted)}",
+        )
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", table["name"]):
-        raise UserError(f"{where}: name {table['name']!r} may hold letters, digits, '.', '_' and '-' only", ExitCode.DATA)
+        raise UserError(
+            f"{where}: name {table['name']!r} may hold letters, digits, '.', '_' and '-' only", ExitCode.DATA
+        )
     template = Template(
         name=table["name"],
         kind=kind,

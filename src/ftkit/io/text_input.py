@@ -4,11 +4,13 @@ import codecs
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.compression import Rewound
 
+BLOCK_LINES = 500
 HEAD_BYTES = 65_536
 """How much of an input is looked at before it is read."""
 BYTE_ORDER_MARKS = (  # UTF-32's begins like UTF-16's, so it stands first
@@ -75,6 +77,21 @@ class TextInput:
                 ExitCode.DATA,
                 hint="give another --encoding",
             ) from None
+
+    def blocks(self) -> Iterator[list[str]]:
+        """The lines of `lines`, many at a time."""
+        if not self.is_utf8:  # a byte that the encoding does not know should be named by its very line
+            lines = self.lines()
+            while block := list(islice(lines, BLOCK_LINES)):
+                yield block
+            return
+        text = io.TextIOWrapper(self.stream, "utf-8", errors="surrogateescape", newline="")
+        is_first = True
+        while block := text.readlines(HEAD_BYTES):
+            if is_first:
+                block[0] = block[0].removeprefix("\ufeff")
+                is_first = False
+            yield block
 
     def utf8_lines(self) -> Iterator[bytes]:
         """Lines as UTF-8 bytes; only \\n ends a line, so that file:line is what an editor shows."""
