@@ -19,8 +19,8 @@ BELOW = {
     "package": set(),
 }
 """What each layer may import. `io` may not use core, `core` may not speak to the user."""
-RECORDS = {"records", "template"}
-"""Modules of io that hold the shape of records and what is true of them: core may use all of them."""
+RECORDS = {"records", "template", "plain_template", "nested"}
+"""Modules of io that hold the shape of records and templates and what is true of them: core may use all of them."""
 LIGHT = ("errors", "console", "cli", "core.settings", "core.configuration", "io.settings_files")
 """Loaded for --help."""
 LIGHT_LIBRARIES = {"typer", "ftkit"}

@@ -54,8 +54,13 @@ def shell(line, folder, stdin=""):
 
 
 def test_the_session_of_the_readme_is_the_mission():
-    assert [line for line in session_commands() if line in MISSION[:3]] == MISSION[:3]
-    assert {"ftkit eval --baseline > predictions.jsonl", "ftkit merge"} <= set(session_commands())
+    commands = session_commands()
+    assert [line for line in commands if line in MISSION[:3]] == MISSION[:3]
+    assert {"ftkit eval --baseline > predictions.jsonl", "ftkit merge"} <= set(commands)
+    demo = (CHECKOUT / "scripts" / "demo.sh").read_text(encoding="utf-8")
+    assert all(line.replace("head -n 1", "head -n 2") in demo for line in commands), (
+        "the session is what make demo runs"
+    )
 
 
 @pytest.mark.slow
@@ -80,7 +85,12 @@ def test_the_missions_lines_run_in_an_empty_folder_and_the_tuned_model_is_clearl
     assert json.loads((merged / "merge.json").read_text())["proof"]["proven"] is True
     answer = shell("ftkit chat", folder, stdin="Write the description. product: Veltano Arc; category: Table Lamp\n")
     assert "Veltano" in answer.stdout
-    assert shell("ftkit chat", folder, stdin="Write the description. product: Orbis; category: Kettle\n").stdout.count("\n") == 1
+    assert (
+        shell("ftkit chat", folder, stdin="Write the description. product: Orbis; category: Kettle\n").stdout.count(
+            "\n"
+        )
+        == 1
+    )
 
 
 def asked(row):

@@ -228,7 +228,7 @@ def test_gradients_that_are_no_numbers_stop_though_the_loss_is_one():
         weight = trainable_parameters(model)[0]
         return summed_loss(model, batch) + torch.sqrt(weight.sum() * 0)  # sqrt(0): value 0, slope infinite
 
-    with pytest.raises(UserError, match="step 1: the loss is [0-9.]+, the gradient norm nan"):
+    with pytest.raises(UserError, match=r"step 1: the loss is [0-9.]+, the gradient norm nan"):
         losses_of(lora(), PLAN, objective=breaks_gradients)
 
 

@@ -12,8 +12,7 @@ from ftkit.core.settings import PrepSettings
 from ftkit.io.template_files import load_template, shipped_names
 
 if TYPE_CHECKING:
-    from ftkit.commands.prep import Preparation
-    from ftkit.core.encoding import Encoder
+    from ftkit.commands.prep_rows import Preparation
 
 SCHEMA = "ftkit.prep/1"
 TEMPLATES_SCHEMA = "ftkit.templates/1"
@@ -125,23 +124,6 @@ def show_stats(stats: RowStats) -> None:
         )
     for parts, count in stats.straddling.items():
         console.warn(f"leak: {count:,} rows ask what is also asked in the other part of {parts}")
-
-
-def show_row(encoder: "Encoder", row: dict[str, Any], number: int) -> None:
-    """One row as the model sees it, each of its answers: trained tokens marked, a bar between tokens."""
-    from ftkit.core.token_lengths import examples_of, token_texts
-
-    for example in examples_of(encoder, row):
-        counted = sum(example.counted)
-        console.info(f"row {number}: {len(example.ids):,} tokens, {counted:,} of them trained")
-        pieces: list[tuple[str, bool]] = []
-        for text, trained in token_texts(encoder.tokenizer, example):
-            joint = BOUNDARY if pieces else ""
-            if pieces and pieces[-1][1] == trained:
-                pieces[-1] = (pieces[-1][0] + joint + text, trained)
-            else:
-                pieces.append((joint + text if pieces and not trained else text, trained))
-        console.marked(pieces)
 
 
 def show_templates(settings: PrepSettings) -> None:

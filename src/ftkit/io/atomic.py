@@ -28,7 +28,9 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = staging_name(path)
     try:
-        with staged.open(mode, buffering=BUFFER_BYTES, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
+        with staged.open(
+            mode, buffering=BUFFER_BYTES, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else ""
+        ) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

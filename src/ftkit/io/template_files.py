@@ -3,8 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
-from ftkit.io.template import Template, parse_template
 from ftkit.errors import ExitCode, UserError, did_you_mean
+from ftkit.io.template import Template, parse_template
 
 
 def shipped_folder() -> Path:
@@ -26,7 +26,9 @@ def load_template(name_or_file: str) -> Template:
     if name_or_file not in shipped_names():
         near = did_you_mean(name_or_file, shipped_names())
         raise UserError(
-            f"no template '{name_or_file}'", ExitCode.USAGE, hint=f"{near}shipped: {', '.join(shipped_names())}; or give a .toml file"
+            f"no template '{name_or_file}'",
+            ExitCode.USAGE,
+            hint=f"{near}shipped: {', '.join(shipped_names())}; or give a .toml file",
         )
     path = shipped_folder() / f"{name_or_file}.toml"
     return parse_template(path.read_text(encoding="utf-8"), str(path))
@@ -37,7 +39,9 @@ def read_template_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file", ExitCode.USAGE, hint="--template takes a shipped name or a .toml file") from None
+        raise UserError(
+            f"{path}: no such file", ExitCode.USAGE, hint="--template takes a shipped name or a .toml file"
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}", ExitCode.DATA) from None
 
@@ -66,5 +70,7 @@ def template_of_rows(fingerprint: str, given: Template | None) -> Template:
             hint=f"run ftkit prep again, or give the old file: --template {name}.toml",
         )
     raise UserError(
-        f"the rows were made with a template of your own ({fingerprint})", ExitCode.DATA, hint=f"give it once more: --template {name}.toml"
+        f"the rows were made with a template of your own ({fingerprint})",
+        ExitCode.DATA,
+        hint=f"give it once more: --template {name}.toml",
     )
