@@ -40,8 +40,10 @@ def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, c
     model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LINEAR, **options}))
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name or "lora_embedding_B" in name or "modules_to_save" in name:
+        if any(part in name for part in ("lora_B", "lora_embedding_B", "modules_to_save", "trainable_tokens")):
             torch.nn.init.normal_(parameter, std=spread)
+        if "magnitude" in name or (parameter.requires_grad and name.endswith(".bias")):
+            parameter.data.add_(torch.rand_like(parameter))
     name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
     if card:
         about = Card(
@@ -80,6 +82,43 @@ def gpt2(tiny_model, tmp_path_factory):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, folder)
     return folder
+
+
+def variant(base, out, **config):
+    """A model of random weights like `base` with another config."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(base, **config))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(out)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / file, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def biased(tiny_model, tmp_path_factory):
+    """A Llama whose attention has biases."""
+    return variant(tiny_model, tmp_path_factory.mktemp("models") / "biased", attention_bias=True)
+
+
+@pytest.fixture(scope="module")
+def tied(tiny_model, tmp_path_factory):
+    """A Llama whose head is its embeddings."""
+    return variant(tiny_model, tmp_path_factory.mktemp("models") / "tied", tie_word_embeddings=True)
+
+
+def as_bfloat16(base, out):
+    """The same model with weights in bfloat16."""
+    shutil.copytree(base, out)
+    rounded = {name: tensor.bfloat16() for name, tensor in tensors_of(base).items()}
+    save_file(rounded, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    return out
 
 
 def merge(run, out=None, **options):
@@ -148,9 +187,16 @@ def edited(adapter, out, **config):
         {"target_modules": [*LINEAR, "lm_head"]},
         {"target_modules": ["embed_tokens", "v_proj"]},
         {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+        {"use_dora": True, "use_rslora": True, "target_modules": ["embed_tokens", "o_proj"]},
+        {"trainable_token_indices": [3, 500]},
+        {"trainable_token_indices": {"embed_tokens": [7], "lm_head": [1, 2]}},
     ],
-    ids=["plain", "rslora", "patterns", "head", "embeddings", "saved"],
-)
+    ids=[
+        "plain", "rslora", "patterns", "head", "embeddings", "saved", "dora", "dora embeddings", "tokens",
+        "tokens of both",
+    ],
+)  # fmt: skip
 def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, options):
     out = merge(make_adapter(tiny_model, tmp_path / "adapter", **options), tmp_path / "out")
     expected, found, base = (
@@ -162,6 +208,69 @@ def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, option
     assert all(torch.equal(found[name], expected[name]) for name in found)
     changed = json.loads((out / "merge.json").read_text())["tensors"]["changed"]
     assert changed == sorted(name for name in found if not torch.equal(found[name], base[name])) and changed
+
+
+@pytest.mark.parametrize("options", [{"lora_bias": True}, {"bias": "all"}, {"bias": "lora_only"}], ids=str)
+def test_biases_are_what_peft_merges_to_the_last_bit(biased, tmp_path, options):
+    targets = ["q_proj", "v_proj", "o_proj"]
+    out = merge(make_adapter(biased, tmp_path / "adapter", target_modules=targets, **options), tmp_path / "out")
+    expected, found, base = (
+        merged_by_peft(biased, tmp_path / "adapter").state_dict(),
+        tensors_of(out),
+        tensors_of(biased),
+    )
+    assert found.keys() == base.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    trained = "model.layers.0.self_attn.q_proj.bias"
+    assert not torch.equal(found[trained], base[trained])
+
+
+def test_an_update_of_a_bias_that_the_base_lacks_is_refused(tiny_model, tmp_path):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", lora_bias=True)
+    assert "which has none in the base" in refused(adapter, tmp_path / "out", ExitCode.MODEL)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dora": True}, {"lora_bias": True, "target_modules": ["q_proj"]}], ids=str
+)
+def test_a_bfloat16_base_is_merged_as_peft_does_within_one_rounding(biased, tmp_path, options):
+    base = as_bfloat16(biased, tmp_path / "base")
+    out = merge(make_adapter(base, tmp_path / "adapter", **options), tmp_path / "out")
+    expected = merged_by_peft(base, tmp_path / "adapter", dtype=torch.bfloat16).state_dict()
+    for name, tensor in tensors_of(out).items():
+        assert torch.allclose(tensor.float(), expected[name].float(), rtol=2**-7, atol=1e-6), name
+
+
+TIE_BREAKERS = {
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "embeddings": {"target_modules": ["embed_tokens"]},
+    "both": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("kind", TIE_BREAKERS)
+def test_a_broken_tie_is_refused_or_untied_as_base_and_adapter_have_it(tied, tmp_path, kind):
+    adapter = make_adapter(tied, tmp_path / "adapter", **TIE_BREAKERS[kind])
+    message = refused(adapter, tmp_path / "out", ExitCode.MODEL)
+    assert "lm_head.weight" in message and "embed_tokens" in message
+    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
+    out = merge(adapter, tmp_path / "out", untie=True)
+    assert torch.allclose(logits_of_folder(out), expected, atol=1e-4)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "lm_head.weight" in tensors_of(out) and "lm_head.weight" not in tensors_of(tied)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"trainable_token_indices": [3, 500]}, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}],
+    ids=["tokens", "saved as one"],
+)
+def test_a_tie_that_was_trained_as_one_stays(tied, tmp_path, options):
+    adapter = make_adapter(tied, tmp_path / "adapter", **options)
+    out = merge(adapter, tmp_path / "out")
+    assert tensors_of(out).keys() == tensors_of(tied).keys()
+    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
+    assert torch.allclose(logits_of_folder(out), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("stated", [True, False])
@@ -436,9 +545,9 @@ def test_a_damaged_or_incomplete_adapter_is_refused(adapter, qlora, tmp_path):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "all"}, "bias"),
-        ({"lora_bias": True}, "biases"),
+        ({"use_qalora": True}, "QALoRA"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "repeated layers"),
+        ({"target_parameters": ["mlp.up_proj.weight"]}, "bare parameters"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"r": 0}, "r is 0"),
@@ -448,18 +557,6 @@ def test_a_damaged_or_incomplete_adapter_is_refused(adapter, qlora, tmp_path):
 def test_adapters_that_are_not_merged_truly_are_refused(adapter, tmp_path, change, word):
     message = refused(edited(adapter, tmp_path / "edited", **change), tmp_path / "out", ExitCode.MODEL)
     assert word in message
-
-
-def test_a_head_that_is_tied_to_the_embeddings_is_refused(tiny_model, tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    base = tmp_path / "tied"
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=True)).save_pretrained(base)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / file, base)
-    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["lm_head", "q_proj"])
-    message = refused(adapter, tmp_path / "out", ExitCode.MODEL)
-    assert "lm_head.weight" in message and "embed_tokens" in message
 
 
 def test_a_base_that_is_quantised_on_disk_is_refused(tiny_model, adapter, tmp_path):

@@ -11,7 +11,15 @@ import torch
 from ftkit import console
 from ftkit.commands.merge_proof import Proof, prove, was_quantised
 from ftkit.commands.merge_weights import SHORT_DTYPES, require_only_planned_changes, write_weights
-from ftkit.core.merge_plan import Step, coarsest_dtype, main_dtype, plan_merge, total_bytes
+from ftkit.core.merge_plan import (
+    Step,
+    changed_ties,
+    coarsest_dtype,
+    main_dtype,
+    plan_merge,
+    tied_parameters,
+    total_bytes,
+)
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.settings import MergeSettings, require
 from ftkit.errors import ExitCode, UserError
@@ -24,6 +32,7 @@ from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read
 from ftkit.io.model_folder import copy_beside, require_space, write_config
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
+from ftkit.io.tensors import same_values
 from ftkit.io.trained import Trained, open_trained, open_trained_run
 
 FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -40,6 +49,7 @@ class Job:
     config: Any
     onto: str
     steps: list[Step]
+    untied: bool
     out: Path
 
 
@@ -131,8 +141,33 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
             raise UserError(what, ExitCode.MODEL, hint="--onto original")
     with console.quiet_libraries():
         model = build_meta_model(config, torch.float32)
-    steps = plan_merge(model, read_layout(base), adapter, quantised=layers, dtype=FILE_DTYPES[settings.dtype])
-    return Job(settings, trained, adapter, base, config, onto, steps, out)
+    adapter, ties = joined_ties(adapter, tied_parameters(model))
+    is_untied = settings.untie and bool(changed_ties(adapter, ties))
+    steps = plan_merge(
+        model,
+        read_layout(base),
+        adapter,
+        quantised=layers,
+        dtype=FILE_DTYPES[settings.dtype],
+        ties=ties,
+        untie=settings.untie,
+    )
+    if is_untied:
+        console.info("untied: head and embeddings are two tensors in the merged model")
+    return Job(settings, trained, adapter, base, config, onto, steps, is_untied, out)
+
+
+def joined_ties(adapter: Adapter, ties: dict[str, str]) -> tuple[Adapter, dict[str, str]]:
+    """The adapter, and those ties (parameter -> the one it is tied to) that training left open.
+
+    PEFT saves a tied parameter that was trained as one (`ensure_weight_tying`) under both names: equal ones count once.
+    """
+    saved, open_ties = dict(adapter.saved), dict(ties)
+    for name, source in ties.items():
+        alone = all(parameter.removesuffix(".weight") not in adapter.pairs for parameter in (name, source))
+        if alone and name in saved and source in saved and same_values(saved[name], saved[source]):
+            del saved[name], open_ties[name]
+    return replace(adapter, saved=saved), open_ties
 
 
 def choose_output(settings: MergeSettings, trained: Trained) -> Path:
@@ -147,7 +182,7 @@ def write_beside(job: Job, folder: Path) -> None:
     """Everything of the model folder but weights and reports."""
     copy_beside(job.base, job.adapter.folder, folder)
     dtype = main_dtype(job.steps)
-    write_config(job.base, folder, dtype, converted=job.settings.dtype != "auto")
+    write_config(job.base, folder, dtype, converted=job.settings.dtype != "auto", untied=job.untied)
     if job.trained.card is not None:
         own = SHORT_DTYPES[dtype] if SHORT_DTYPES[dtype] in DTYPES else "fp32"
         write_card(folder, replace(job.trained.card, method="merged", dtype=own, quantized_sha256={}))

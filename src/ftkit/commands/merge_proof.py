@@ -102,4 +102,6 @@ def reference_logits(trained: Trained, seen: dict[str, Tensor], probes: list[lis
 
 def merged_logits(folder: Path, probes: list[list[int]]) -> list[Tensor]:
     """Logits of the merged files in float32, as anyone's transformers loads them."""
-    return probe_logits(load_weights(Base("the merged model", str(folder.resolve())), dtype=torch.float32, device="cpu"), probes)
+    return probe_logits(
+        load_weights(Base("the merged model", str(folder.resolve())), dtype=torch.float32, device="cpu"), probes
+    )

@@ -49,7 +49,7 @@ def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder
         write_shards(folder, [step.result for step in steps], content)
     if ledger.foreign:
         raise foreign_quantisation(ledger.foreign)
-    if not ledger.updated and not adapter.saved:
+    if not ledger.updated and adapter.is_plain:
         raise idle_adapter(adapter.folder)
     return ledger
 
@@ -59,7 +59,7 @@ def refuse_idle_adapter(adapter: Adapter) -> None:
     for layer, pair in adapter.pairs.items():
         read_finite(pair.a, f"{layer}.lora_A")
     idle = [layer for layer, pair in adapter.pairs.items() if is_zero(read_finite(pair.b, f"{layer}.lora_B"))]
-    if len(idle) == len(adapter.pairs) and not adapter.saved:
+    if len(idle) == len(adapter.pairs) and adapter.is_plain:
         raise idle_adapter(adapter.folder)
     if idle:
         share = f"{len(idle)} of its {len(adapter.pairs)} layers"
@@ -126,11 +126,16 @@ def merged_tensor(step: Step, card: Card | None, ledger: Ledger) -> Tensor:
         weight = as_trained(weight, step, card, ledger)
     if step.pair is not None:
         a, b = read_finite(step.pair.a, step.name), read_finite(step.pair.b, step.name)
-        update = LowRank(a, b, step.scale, step.transposed)
+        magnitude = read_finite(step.pair.magnitude, step.name) if step.pair.magnitude is not None else None
         if not (is_zero(a) or is_zero(b)):
             ledger.updated.add(step.name)
-        weight = apply_delta(weight, update)
-    return weight.to(FLOATS[step.dtype])
+        weight = apply_delta(weight, LowRank(a, b, step.scale, step.transposed, magnitude))
+    if step.bias is not None:
+        weight = weight.float() + read_finite(step.bias, step.name).float() * step.scale
+    weight = weight.to(FLOATS[step.dtype])
+    if step.rows is not None:
+        weight[list(step.rows.numbers)] = read_finite(step.rows.place, step.name).to(weight.dtype)
+    return weight
 
 
 def as_trained(weight: Tensor, step: Step, card: Card | None, ledger: Ledger) -> Tensor:

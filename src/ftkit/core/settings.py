@@ -341,6 +341,9 @@ class MergeSettings:
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the merged weights; auto keeps the base's")
     ] = "auto"
+    untie: Annotated[
+        bool, Option("Give a tied head a tensor of its own, where the adapter changes it or the embeddings alone")
+    ] = False
     check: Annotated[int, Option("Probe prompts of the proof", metavar="N")] = 8
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print merge.json on stdout instead of the path")] = False
