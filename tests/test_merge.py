@@ -340,6 +340,38 @@ def test_merged_onto_trained_is_the_quantised_base_with_its_adapter(qlora, tmp_p
     assert card.method == "merged" and card.quantized_sha256 == {}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["qlora", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_live_model_of_the_proof_is_the_one_that_training_ran(tiny_model, tmp_path, method, dtype):
+    from ftkit.commands.merge_proof import base_and_adapter
+    from ftkit.core.proof import compare_logits
+    from ftkit.io.adapter_weights import open_adapter_weights
+    from ftkit.io.base_model import check_base
+
+    folder = make_adapter(tiny_model, tmp_path / "adapter", method=method, dtype=dtype, card=True)
+    trained = open_trained(str(folder))
+    seen = dict.fromkeys(trained.card.quantized_sha256, False)
+    adapter = open_adapter_weights(folder)
+    live = base_and_adapter(trained, adapter, check_base(trained.base), seen=seen, kernels=True)
+    found = compare_logits(logits_of(load_trained(trained, "cpu").model)[0], logits_of(live)[0])
+    assert found.largest_difference == 0 if dtype is torch.float32 else found.mean_kl < 1e-3  # sums rounded elsewhere
+
+
+def test_experts_are_merged_around_and_proven_whole(tiny_model, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "initializer_range": 0.3}
+    base = tmp_path / "base"
+    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(base)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, base)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
+    assert torch.allclose(logits_of_folder(merge(adapter, tmp_path / "out")), expected, atol=1e-4)
+
+
 def test_int8_values_are_those_that_transformers_dequantises(tiny_model, tmp_path):
     adapter = make_adapter(tiny_model, tmp_path / "adapter", method="int8", card=True, target_modules=["q_proj"])
     quantised = load_weights(
@@ -385,19 +417,34 @@ def test_a_base_that_quantises_otherwise_is_named_and_can_be_merged_unquantised(
 
 def test_files_that_are_not_base_and_adapter_do_not_pass_the_proof(adapter, tiny_model, tmp_path):
     from ftkit.commands.merge_proof import prove
+    from ftkit.io.adapter_weights import open_adapter_weights
     from ftkit.io.base_model import check_base
 
     out = merge(adapter, tmp_path / "out")
     tensors = tensors_of(out)
     trained = open_trained(str(adapter))
-    config = check_base(trained.base)
-    assert prove(trained, config, out, onto="trained", dtype="F32", count=2).probes == 2
+    asked = trained, open_adapter_weights(trained.adapter), check_base(trained.base), out
+    assert prove(*asked, seen={}, live={}, dtype="F32", count=2).probes == 2
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors_of(tiny_model)["model.layers.0.mlp.up_proj.weight"]
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     for dtype in ("F32", "BF16"):
         with pytest.raises(UserError, match="not base") as raised:
-            prove(trained, config, out, onto="trained", dtype=dtype, count=2)
+            prove(*asked, seen={}, live={}, dtype=dtype, count=2)
         assert raised.value.exit_code == ExitCode.GATE
+
+
+def test_the_proof_says_how_many_prompts_are_continued_alike(adapter, tmp_path):
+    report = json.loads((merge(adapter, tmp_path / "out", check=5) / "merge.json").read_text())["proof"]
+    assert report["same_greedy"] == report["probes"] == 5 and report["greedy_tokens"] == 4
+
+
+def test_a_merge_without_proof_says_so_and_is_not_taken_for_a_proven_one(adapter, tmp_path):
+    out = merge(adapter, tmp_path / "out", no_check=True)
+    assert "UNPROVEN" in (out / "README.md").read_text()
+    assert json.loads((out / "merge.json").read_text())["proof"] == {"proven": False}
+    merge(adapter, out, no_check=True)
+    assert "is not proven" in refused(adapter, out, ExitCode.EXISTS)
+    assert "UNPROVEN" not in (merge(adapter, out, force=True) / "README.md").read_text()
 
 
 def test_an_adapter_that_does_nothing_is_not_published(tiny_model, tmp_path):

@@ -15,12 +15,15 @@ from ftkit.core.merge_plan import (
     Step,
     changed_ties,
     coarsest_dtype,
+    find_layer,
+    is_transposed,
     main_dtype,
     plan_merge,
     tied_parameters,
     total_bytes,
 )
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.proof import CONTINUED
 from ftkit.core.settings import MergeSettings, require
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, open_adapter_weights
@@ -40,7 +43,10 @@ FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that is decided before weights are read. onto: trained or original, never auto."""
+    """Everything that is decided before weights are read.
+
+    onto: trained or original, never auto. quantised: layers that training saw so -> whether their weight is (in, out).
+    """
 
     settings: MergeSettings
     trained: Trained
@@ -50,7 +56,13 @@ class Job:
     onto: str
     steps: list[Step]
     untied: bool
+    quantised: dict[str, bool]
     out: Path
+
+    @property
+    def seen(self) -> dict[str, bool]:
+        """Layers that are merged onto the values which training saw, as `quantised`."""
+        return self.quantised if self.onto == "trained" else {}
 
 
 def run(settings: MergeSettings) -> None:
@@ -62,7 +74,7 @@ def run(settings: MergeSettings) -> None:
         return
     job = prepare(settings, trained)
     identity = merge_identity(job.adapter.folder, trained.base, job.onto, settings.dtype)
-    if is_done(job.out, identity, force=settings.force):
+    if is_done(job.out, identity, force=settings.force, unproven=settings.no_check):
         say_path(job.out, settings)
         return
     require_space(job.out, total_bytes(job.steps))
@@ -70,10 +82,27 @@ def run(settings: MergeSettings) -> None:
         ledger = write_weights(job.steps, job.adapter, trained.card, folder)
         changed = require_only_planned_changes(job.steps, folder, ledger)
         write_beside(job, folder)
-        proof = prove(trained, job.config, folder, onto=job.onto, dtype=coarsest_dtype(job.steps), count=settings.check)
+        proof = check(job, folder)
         write_report(folder, identity | findings(job, changed, proof), trained.base, trained.card)
     show(job, changed, proof)
     say_path(job.out, settings)
+
+
+def check(job: Job, folder: Path) -> Proof | None:
+    """The proof of the files in `folder`; None where it was not wanted."""
+    if job.settings.no_check:
+        console.warn("not proven (--no-check): the model card says so")
+        return None
+    return prove(
+        job.trained,
+        job.adapter,
+        job.config,
+        folder,
+        seen=job.seen,
+        live=job.quantised,
+        dtype=coarsest_dtype(job.steps),
+        count=job.settings.check,
+    )
 
 
 def find_trained(settings: MergeSettings) -> Trained:
@@ -133,14 +162,17 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
     adapter = open_adapter_weights(trained.adapter)
     config = check_base(trained.base)
     onto, layers = "trained", {}
+    quantised = {}
+    with console.quiet_libraries():
+        model = build_meta_model(config, torch.float32)
     if trained.card is not None and was_quantised(trained):
         onto = "original" if settings.onto == "original" else "trained"
         layers = trained.card.quantized_sha256 if onto == "trained" else {}
         if onto == "trained" and not layers:
             what = f"{trained.name}: ftkit.json does not say which layers training saw quantised"
             raise UserError(what, ExitCode.MODEL, hint="--onto original")
-    with console.quiet_libraries():
-        model = build_meta_model(config, torch.float32)
+        names = trained.card.quantized_sha256
+        quantised = {layer: is_transposed(layer, find_layer(layer, model)) for layer in names}
     adapter, ties = joined_ties(adapter, tied_parameters(model))
     is_untied = settings.untie and bool(changed_ties(adapter, ties))
     steps = plan_merge(
@@ -154,7 +186,7 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
     )
     if is_untied:
         console.info("untied: head and embeddings are two tensors in the merged model")
-    return Job(settings, trained, adapter, base, config, onto, steps, is_untied, out)
+    return Job(settings, trained, adapter, base, config, onto, steps, is_untied, quantised, out)
 
 
 def joined_ties(adapter: Adapter, ties: dict[str, str]) -> tuple[Adapter, dict[str, str]]:
@@ -188,7 +220,7 @@ def write_beside(job: Job, folder: Path) -> None:
         write_card(folder, replace(job.trained.card, method="merged", dtype=own, quantized_sha256={}))
 
 
-def findings(job: Job, changed: list[str], proof: Proof) -> dict[str, Any]:
+def findings(job: Job, changed: list[str], proof: Proof | None) -> dict[str, Any]:
     """What merge.json tells besides what was asked."""
     return {
         "method": job.trained.card.method if job.trained.card else None,
@@ -198,13 +230,24 @@ def findings(job: Job, changed: list[str], proof: Proof) -> dict[str, Any]:
             "unchanged": len(job.steps) - len(changed),
             "dequantised": [step.name for step in job.steps if step.quantised],
         },
-        "proof": {"proven": True, "probes": proof.probes, **asdict(proof.found), "limits": asdict(proof.limits)},
-        "live": asdict(proof.live) if proof.live else None,
+        "proof": described(proof),
+        "live": asdict(proof.live) if proof and proof.live else None,
     }
 
 
-def show(job: Job, changed: list[str], proof: Proof) -> None:
+def described(proof: Proof | None) -> dict[str, Any]:
+    """The proof in merge.json."""
+    if proof is None:
+        return {"proven": False}
+    asked = {"probes": proof.probes, "same_greedy": proof.same_greedy, "greedy_tokens": CONTINUED}
+    return {"proven": True, **asked, **asdict(proof.found), "limits": asdict(proof.limits)}
+
+
+def show(job: Job, changed: list[str], proof: Proof | None) -> None:
     """What was made and proven, for the person at the terminal."""
+    if proof is None:
+        console.info(f"{len(changed)} of {len(job.steps)} tensors changed, as planned, no others")
+        return
     found, limits, live = proof.found, proof.limits, proof.live
     logit_limit = limits.relative * found.largest_logit
     rows = [
@@ -214,6 +257,8 @@ def show(job: Job, changed: list[str], proof: Proof) -> None:
         ("mean KL, nats", f"{found.mean_kl:.2g}", f"{limits.mean_kl:.2g}"),
         ("same likeliest token", f"{found.agreement:.1%}", f"{limits.agreement:.0%}"),
     ]
+    greedy = f"{proof.same_greedy} of {proof.probes}"
+    rows.append((f"same {CONTINUED} tokens, written greedily", greedy, ""))
     if live is not None:
         rows.append(("to the live quantised model: mean KL", f"{live.mean_kl:.2g}", "not a gate"))
         rows.append(("to the live quantised model: same token", f"{live.agreement:.1%}", "not a gate"))

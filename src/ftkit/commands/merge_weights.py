@@ -17,7 +17,7 @@ from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter
 from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
-from ftkit.io.quantization import dequantize_weight, fingerprint, quantize_weight, quantizing_devices
+from ftkit.io.quantization import seen_in_training
 from ftkit.io.shards import NewTensor, read_chunks, read_layout, write_shards
 from ftkit.io.tensors import FLOATS, bytes_of, flat, is_finite, not_finite, read_finite, same_values
 
@@ -141,15 +141,11 @@ def merged_tensor(step: Step, card: Card | None, ledger: Ledger) -> Tensor:
 def as_trained(weight: Tensor, step: Step, card: Card | None, ledger: Ledger) -> Tensor:
     """The values that training saw in a weight that it held quantised; one that comes out otherwise is noted."""
     assert card is not None and step.quantised is not None
-    upright = weight.T if step.transposed else weight
-    for device in quantizing_devices():
-        packed = quantize_weight(upright, card.method, DTYPES[card.dtype], device)
-        if fingerprint(packed) == card.quantized_sha256[step.quantised]:
-            break
-    else:
+    recorded = card.quantized_sha256[step.quantised]
+    values, is_same = seen_in_training(weight, card.method, DTYPES[card.dtype], recorded, transposed=step.transposed)
+    if not is_same:
         ledger.foreign.append(step.quantised)
-    values = dequantize_weight(packed)
-    return values.T.contiguous() if step.transposed else values
+    return values
 
 
 def require_only_planned_changes(steps: list[Step], folder: Path, ledger: Ledger) -> list[str]:

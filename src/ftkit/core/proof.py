@@ -26,9 +26,14 @@ from torch import Tensor
 
 from ftkit.core.loss import counted_logits
 
-LONGEST_PROBE_TOKENS = 256
+MOST_TOKENS = 1024
+"""Of all probe texts together: what a layer makes of them should be smaller than its weight."""
 LONGEST_COMPARED = 64
-"""Positions of a probe that are compared: its last ones, where an answer stands."""
+"""Positions of a text that are compared: its last ones, where an answer stands."""
+MOST_LOGITS = 1 << 24
+LONGEST_PROMPT = 32
+CONTINUED = 4
+"""Tokens of a greedy continuation. Each is a pass through all weights."""
 PLAIN_PROBES = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle.",
     "Explain in simple words why the sky is blue.",
@@ -79,20 +84,87 @@ LIMITS = {
 """By the coarsest format among the changed tensors, as safetensors names it."""
 
 
+def batched(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of ids, padded on the right with 0, int64 (B, T): attention is causal, so nothing before a pad sees it."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What both models are asked: texts, of whose last `compared` positions the logits are compared, and prompts that
+    the reference continues greedily."""
+
+    texts: list[list[int]]
+    compared: int
+    prompts: list[list[int]]
+
+
+def plan_probes(texts: Sequence[Sequence[int]], vocabulary: int) -> Probes:
+    """Cut what is too long: texts so that a pass has at most MOST_TOKENS, positions so that MOST_LOGITS are compared."""
+    longest = max(1, MOST_TOKENS // len(texts))
+    compared = min(LONGEST_COMPARED, max(1, MOST_LOGITS // (vocabulary * len(texts))))
+    cut = [list(ids[:longest]) for ids in texts]
+    return Probes(cut, compared, [ids[: max(1, min(LONGEST_PROMPT, len(ids) // 2))] for ids in cut])
+
+
 @torch.no_grad()
-def probe_logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits (N, V) float32 at the last positions of each probe, the model in evaluation mode."""
-    found = []
-    for ids in probes:
-        positions = torch.arange(max(0, len(ids) - LONGEST_COMPARED), len(ids))
-        found.append(counted_logits(model, torch.tensor([list(ids)]), positions).float())
-    return found
+def reference_logits(model: Any, probes: Probes) -> tuple[Tensor, list[list[int]]]:
+    """(logits (N, V) float32, the greedy continuation of each prompt, CONTINUED tokens).
+
+    Logits: at the compared positions of all texts, then, token by token, at the last position of every prompt.
+    """
+    rows = [list(prompt) for prompt in probes.prompts]
+    found, count = [], len(rows)
+    for step in range(CONTINUED):
+        texts = probes.texts if step == 0 else []
+        batch = batched([*texts, *rows])
+        ends = [(len(texts) + number, len(row) - 1) for number, row in enumerate(rows)]
+        logits = logits_at(model, batch, [*compared_positions(texts, probes.compared), *ends])
+        found.append(logits)
+        for row, token in zip(rows, logits[-count:].argmax(-1).tolist(), strict=True):
+            row.append(token)
+    return torch.cat(found), [row[-CONTINUED:] for row in rows]
 
 
-def compare_logits(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
-    """The difference between two models' logits (N, V) of the same probes; KL is summed in float64."""
+@torch.no_grad()
+def other_logits(model: Any, probes: Probes, continued: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (N, V) float32 of another model at the same positions, the reference's continuations given: one pass."""
+    rows = [[*prompt, *tokens[:-1]] for prompt, tokens in zip(probes.prompts, continued, strict=True)]
+    first = len(probes.texts)
+    ends = [
+        (first + number, len(prompt) - 1 + step)
+        for step in range(CONTINUED)
+        for number, prompt in enumerate(probes.prompts)
+    ]
+    return logits_at(
+        model, batched([*probes.texts, *rows]), [*compared_positions(probes.texts, probes.compared), *ends]
+    )
+
+
+def compared_positions(texts: Sequence[Sequence[int]], compared: int) -> list[tuple[int, int]]:
+    """(row, position) of the last `compared` positions of every text."""
+    return [(row, at) for row, ids in enumerate(texts) for at in range(max(0, len(ids) - compared), len(ids))]
+
+
+def logits_at(model: Any, batch: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
+    """Logits (N, V) float32 at (row, position) of a batch of ids (B, T)."""
+    width = batch.shape[1]
+    return counted_logits(model, batch, torch.tensor([row * width + at for row, at in positions])).float()
+
+
+def same_continuations(logits: Tensor, continued: Sequence[Sequence[int]]) -> int:
+    """How many prompts a model continues with the reference's tokens; logits (N, V) as `other_logits` gives them."""
+    count = len(continued)
+    tokens = logits[-count * CONTINUED :].argmax(-1).reshape(CONTINUED, count).T
+    return sum(own.tolist() == list(theirs) for own, theirs in zip(tokens, continued, strict=True))
+
+
+def compare_logits(reference: Tensor, other: Tensor) -> Difference:
+    """The difference between two models' logits (N, V) at the same positions; KL is summed in float64, in parts."""
     positions, logit, difference, kl, same = 0, 0.0, 0.0, 0.0, 0
-    for p, q in zip(reference, other, strict=True):
+    at_once = max(1, (1 << 20) // reference.shape[-1])
+    for p, q in zip(torch.split(reference, at_once), torch.split(other, at_once), strict=True):
         positions += len(p)
         logit = max(logit, float(p.abs().max()))
         difference = max(difference, float((p - q).abs().max()))

@@ -345,6 +345,7 @@ class MergeSettings:
         bool, Option("Give a tied head a tensor of its own, where the adapter changes it or the embeddings alone")
     ] = False
     check: Annotated[int, Option("Probe prompts of the proof", metavar="N")] = 8
+    no_check: Annotated[bool, Option("Publish without the proof; the model card says UNPROVEN")] = False
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print merge.json on stdout instead of the path")] = False
 

@@ -135,6 +135,40 @@ def dequantize_weight(weight: Any, scales: Tensor | None = None) -> Tensor:
     return int8_vectorwise_dequant(weight.data, weight.SCB if scales is None else scales).cpu()  # type: ignore[no-any-return]
 
 
+def seen_in_training(
+    weight: Tensor, method: str, dtype: torch.dtype, sha256: str | None, *, transposed: bool
+) -> tuple[Tensor, bool]:
+    """(the values that training saw in a weight that it held quantised, whether they have the recorded fingerprint).
+
+    weight: as in the file, (in, out) where `transposed`; the values lie the same way. sha256: None accepts any.
+    """
+    upright = weight.T if transposed else weight
+    is_same = False
+    for device in quantizing_devices():
+        packed = quantize_weight(upright, method, dtype, device)
+        is_same = sha256 in (None, fingerprint(packed))
+        if is_same:
+            break
+    values = dequantize_weight(packed)
+    return (values.T.contiguous() if transposed else values), is_same
+
+
+def quantised_forward(weight: Tensor, bias: Tensor | None, x: Tensor, method: str, dtype: torch.dtype) -> Tensor:
+    """x (..., in) -> (..., out) as a layer with this weight (out, in), quantised for a training method, computes it."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    outputs, inputs = weight.shape
+    if method == "int8":
+        threshold = quantization_config(method, dtype).llm_int8_threshold
+        layer = Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False, threshold=threshold)
+    else:
+        layer = Linear4bit(inputs, outputs, bias=False, compute_dtype=dtype)
+        layer.support_avx512bf16_for_cpu = False
+    layer.weight = quantize_weight(weight, method, dtype)
+    layer.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+    return layer.eval()(x)  # type: ignore[no-any-return]
+
+
 def quantizing_devices() -> list[str]:
     """Where to quantise a weight again: on the CPU, and on the GPU if there is one, whose rounding may differ."""
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
