@@ -92,6 +92,7 @@ def prove(
     probes = plan_probes(probe_ids(trained, config, count), config.get_text_config().vocab_size)
     reference = base_and_adapter(trained, adapter, config, seen=seen)
     expected, continued = reference_logits(reference, probes)
+    del reference
     merged = Base("the merged model", str(folder.resolve()))
     given = other_logits(run_from_files(merged, transformers_config(merged)), probes, continued)
     found, limits = compare_logits(expected, given), LIMITS[dtype]
@@ -202,4 +203,4 @@ def live_difference(
 ) -> Difference:
     """How far the merged model is from the quantised base + adapter as training ran it."""
     model = base_and_adapter(trained, adapter, config, seen=live, kernels=True)
-    return compare_logits(other_logits(model, probes, continued), given)
+    return compare_logits([other_logits(model, probes, continued)], given)

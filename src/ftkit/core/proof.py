@@ -30,7 +30,7 @@ MOST_TOKENS = 1024
 """Of all probe texts together: what a layer makes of them should be smaller than its weight."""
 LONGEST_COMPARED = 64
 """Positions of a text that are compared: its last ones, where an answer stands."""
-MOST_LOGITS = 1 << 24
+MOST_LOGITS = 1 << 23
 LONGEST_PROMPT = 32
 CONTINUED = 4
 """Tokens of a greedy continuation. Each is a pass through all weights."""
@@ -109,8 +109,8 @@ def plan_probes(texts: Sequence[Sequence[int]], vocabulary: int) -> Probes:
 
 
 @torch.no_grad()
-def reference_logits(model: Any, probes: Probes) -> tuple[Tensor, list[list[int]]]:
-    """(logits (N, V) float32, the greedy continuation of each prompt, CONTINUED tokens).
+def reference_logits(model: Any, probes: Probes) -> tuple[list[Tensor], list[list[int]]]:
+    """(logits float32 in parts (n, V), the greedy continuation of each prompt, CONTINUED tokens).
 
     Logits: at the compared positions of all texts, then, token by token, at the last position of every prompt.
     """
@@ -124,7 +124,7 @@ def reference_logits(model: Any, probes: Probes) -> tuple[Tensor, list[list[int]
         found.append(logits)
         for row, token in zip(rows, logits[-count:].argmax(-1).tolist(), strict=True):
             row.append(token)
-    return torch.cat(found), [row[-CONTINUED:] for row in rows]
+    return found, [row[-CONTINUED:] for row in rows]
 
 
 @torch.no_grad()
@@ -160,11 +160,16 @@ def same_continuations(logits: Tensor, continued: Sequence[Sequence[int]]) -> in
     return sum(own.tolist() == list(theirs) for own, theirs in zip(tokens, continued, strict=True))
 
 
-def compare_logits(reference: Tensor, other: Tensor) -> Difference:
-    """The difference between two models' logits (N, V) at the same positions; KL is summed in float64, in parts."""
+def compare_logits(reference: Sequence[Tensor], other: Tensor) -> Difference:
+    """The difference between two models' logits at the same N positions; KL is summed in float64, in parts.
+
+    reference: in parts (n, V). other: (N, V).
+    """
     positions, logit, difference, kl, same = 0, 0.0, 0.0, 0.0, 0
-    at_once = max(1, (1 << 20) // reference.shape[-1])
-    for p, q in zip(torch.split(reference, at_once), torch.split(other, at_once), strict=True):
+    at_once = max(1, (1 << 18) // other.shape[-1])
+    ours = (part for piece in reference for part in torch.split(piece, at_once))
+    theirs = (part for piece in torch.split(other, [len(p) for p in reference]) for part in torch.split(piece, at_once))
+    for p, q in zip(ours, theirs, strict=True):
         positions += len(p)
         logit = max(logit, float(p.abs().max()))
         difference = max(difference, float((p - q).abs().max()))
