@@ -340,6 +340,33 @@ def test_merged_onto_trained_is_the_quantised_base_with_its_adapter(qlora, tmp_p
     assert card.method == "merged" and card.quantized_sha256 == {}
 
 
+@pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "fp4", "fp4-dq", "int8"])
+def test_an_adapter_of_another_tool_is_merged_onto_what_it_was_trained_on_if_told(tiny_model, tmp_path, kind):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", method=kind)
+    quantized = load_weights(
+        find_base(str(tiny_model)),
+        dtype=torch.float32,
+        device="cpu",
+        quantization=quantization_config(kind, torch.float32),
+    )
+    expected = quantized.dequantize().state_dict()
+    out = merge(adapter, tmp_path / "out", trained_on=kind)
+    report = json.loads((out / "merge.json").read_text())
+    assert report["method"] == kind and len(report["tensors"]["dequantised"]) == 14
+    assert report["live"]["agreement"] > 0.5 and not (out / "ftkit.json").exists()
+    from ftkit.core.merging import LowRank, apply_delta
+
+    name, tensors = "model.layers.1.mlp.up_proj", load_file(adapter / "adapter_model.safetensors")
+    a, b = (tensors[f"base_model.model.{name}.lora_{half}.weight"] for half in "AB")
+    right = apply_delta(expected[f"{name}.weight"], LowRank(a, b, 2.0))
+    assert torch.equal(tensors_of(out)[f"{name}.weight"], right)
+    assert "another --trained-on" in refused(adapter, out, ExitCode.EXISTS)
+
+
+def test_what_ftkit_trained_needs_no_telling(qlora, tmp_path):
+    assert "recorded how" in refused(qlora, tmp_path / "out", ExitCode.USAGE, trained_on="nf4")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["qlora", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -28,14 +28,15 @@ from ftkit.core.settings import MergeSettings, require
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, open_adapter_weights
 from ftkit.io.atomic import atomic_folder
-from ftkit.io.base_model import check_base, local_files, read_config
-from ftkit.io.card import write_card
+from ftkit.io.base_model import check_base, config_sha256, local_files, read_config, transformers_config
+from ftkit.io.card import Card, write_card
 from ftkit.io.devices import DTYPES
 from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read_report, refuse_harm, write_report
 from ftkit.io.model_folder import copy_beside, require_space, write_config
+from ftkit.io.quantization import quantization_config, quantized_layers
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
-from ftkit.io.tensors import same_values
+from ftkit.io.tensors import FLOATS, same_values
 from ftkit.io.trained import Trained, open_trained, open_trained_run
 
 FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -60,6 +61,11 @@ class Job:
     out: Path
 
     @property
+    def own_card(self) -> Card | None:
+        """What ftkit knows from training itself; None for an adapter of another tool."""
+        return None if self.settings.trained_on else self.trained.card
+
+    @property
     def seen(self) -> dict[str, bool]:
         """Layers that are merged onto the values which training saw, as `quantised`."""
         return self.quantised if self.onto == "trained" else {}
@@ -72,8 +78,10 @@ def run(settings: MergeSettings) -> None:
     if trained.adapter is None:
         point_to_whole_model(trained, settings)
         return
+    if settings.trained_on is not None:
+        trained = with_assumed_quantisation(trained, settings.trained_on)
     job = prepare(settings, trained)
-    identity = merge_identity(job.adapter.folder, trained.base, job.onto, settings.dtype)
+    identity = merge_identity(job.adapter.folder, trained.base, job.onto, settings.dtype, settings.trained_on)
     if is_done(job.out, identity, force=settings.force, unproven=settings.no_check):
         say_path(job.out, settings)
         return
@@ -83,7 +91,7 @@ def run(settings: MergeSettings) -> None:
         changed = require_only_planned_changes(job.steps, folder, ledger)
         write_beside(job, folder)
         proof = check(job, folder)
-        write_report(folder, identity | findings(job, changed, proof), trained.base, trained.card)
+        write_report(folder, identity | findings(job, changed, proof), trained.base, job.own_card)
     show(job, changed, proof)
     say_path(job.out, settings)
 
@@ -123,6 +131,25 @@ def find_trained(settings: MergeSettings) -> Trained:
     if path.name == "adapter" and (path.parent / "run.json").is_file():
         return open_trained_run(open_run(str(path.parent)))
     return open_trained(settings.run)
+
+
+def with_assumed_quantisation(trained: Trained, method: str) -> Trained:
+    """An adapter of another tool as if ftkit had trained it on a base quantised so, in the format of the base's files.
+
+    Nobody recorded checksums of the quantised weights, so none are compared.
+    """
+    if trained.card is not None:
+        what = f"--trained-on: {trained.name} was trained by ftkit, which recorded how ({trained.card.method})"
+        raise UserError(what, ExitCode.USAGE, hint="leave it out")
+    files = read_layout(local_files(trained.base, weights=True)).values()
+    dtype = SHORT_DTYPES[max(FLOATS, key=lambda name: sum(place.nbytes for place in files if place.dtype == name))]
+    with console.quiet_libraries():
+        asked = quantization_config(method, DTYPES[dtype])
+        model = build_meta_model(transformers_config(trained.base), DTYPES[dtype], quantization=asked)
+    layers = dict.fromkeys((layer for layer, _ in quantized_layers(model)), "")
+    base = trained.base
+    card = Card(base.name, base.location, base.revision, config_sha256(base), method, "sft", dtype, 0)
+    return replace(trained, card=replace(card, quantized_sha256=layers))
 
 
 def point_to_whole_model(trained: Trained, settings: MergeSettings) -> None:
@@ -215,9 +242,9 @@ def write_beside(job: Job, folder: Path) -> None:
     copy_beside(job.base, job.adapter.folder, folder)
     dtype = main_dtype(job.steps)
     write_config(job.base, folder, dtype, converted=job.settings.dtype != "auto", untied=job.untied)
-    if job.trained.card is not None:
+    if job.own_card is not None:
         own = SHORT_DTYPES[dtype] if SHORT_DTYPES[dtype] in DTYPES else "fp32"
-        write_card(folder, replace(job.trained.card, method="merged", dtype=own, quantized_sha256={}))
+        write_card(folder, replace(job.own_card, method="merged", dtype=own, quantized_sha256={}))
 
 
 def findings(job: Job, changed: list[str], proof: Proof | None) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def merged_tensor(step: Step, card: Card | None, ledger: Ledger) -> Tensor:
 def as_trained(weight: Tensor, step: Step, card: Card | None, ledger: Ledger) -> Tensor:
     """The values that training saw in a weight that it held quantised; one that comes out otherwise is noted."""
     assert card is not None and step.quantised is not None
-    recorded = card.quantized_sha256[step.quantised]
+    recorded = card.quantized_sha256[step.quantised] or None  # none: of an adapter that was not made by ftkit
     values, is_same = seen_in_training(weight, card.method, DTYPES[card.dtype], recorded, transposed=step.transposed)
     if not is_same:
         ledger.foreign.append(step.quantised)

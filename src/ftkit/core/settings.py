@@ -341,6 +341,10 @@ class MergeSettings:
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the merged weights; auto keeps the base's")
     ] = "auto"
+    trained_on: Annotated[
+        Literal["nf4", "nf4-dq", "fp4", "fp4-dq", "int8"] | None,
+        Option("How the base was quantised in training, for adapters of other tools (dq: double quantisation)"),
+    ] = None
     untie: Annotated[
         bool, Option("Give a tied head a tensor of its own, where the adapter changes it or the embeddings alone")
     ] = False

@@ -13,11 +13,11 @@ from ftkit.io.card import Card
 
 SCHEMA = "ftkit.merge/1"
 REPORT = "merge.json"
-WORDS = {"adapter": "adapter", "base": "base", "onto": "--onto", "dtype": "--dtype"}
+WORDS = {"adapter": "adapter", "base": "base", "onto": "--onto", "dtype": "--dtype", "trained_on": "--trained-on"}
 
 
-def merge_identity(adapter: Path, base: Base, onto: str, dtype: str) -> dict[str, Any]:
-    """What decides a merge's result: an output with the same identity is the same model. dtype: as asked."""
+def merge_identity(adapter: Path, base: Base, onto: str, dtype: str, trained_on: str | None = None) -> dict[str, Any]:
+    """What decides a merge's result: an output with the same identity is the same model. dtype, trained_on: as asked."""
     return {
         "adapter": {
             "path": str(adapter),
@@ -32,6 +32,7 @@ def merge_identity(adapter: Path, base: Base, onto: str, dtype: str) -> dict[str
         },
         "onto": onto,
         "dtype": dtype,
+        "trained_on": trained_on,
     }
 
 

@@ -14,16 +14,28 @@ from torch import Tensor, nn
 from ftkit.errors import ExitCode, UserError
 
 BLOCK = 64
-"""Weights per NF4 block with a scale of its own."""
+"""Weights per 4-bit block with a scale of its own."""
+FOUR_BITS = {
+    "qlora": ("nf4", True),
+    "nf4": ("nf4", False),
+    "nf4-dq": ("nf4", True),
+    "fp4": ("fp4", False),
+    "fp4-dq": ("fp4", True),
+}
+"""Method -> kind of number, and whether scales are quantised too (dq). train makes qlora; others come from elsewhere."""
 
 
 def quantization_config(method: str, compute: torch.dtype) -> Any:
     """The bitsandbytes settings of a training method; None where the base stays as it is."""
     from transformers import BitsAndBytesConfig
 
-    if method == "qlora":
+    if method in FOUR_BITS:
+        kind, double = FOUR_BITS[method]
         return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+            load_in_4bit=True,
+            bnb_4bit_quant_type=kind,
+            bnb_4bit_use_double_quant=double,
+            bnb_4bit_compute_dtype=compute,
         )
     if method == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
