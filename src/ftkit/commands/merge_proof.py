@@ -199,8 +199,8 @@ def whole_base(trained: Trained, dtype: torch.dtype, seen: Layers) -> Any:
 
 
 def live_difference(
-    trained: Trained, adapter: Adapter, config: Any, live: Layers, probes: Probes, continued: Any, given: Tensor
+    trained: Trained, adapter: Adapter, config: Any, live: Layers, probes: Probes, continued: Any, given: list[Tensor]
 ) -> Difference:
     """How far the merged model is from the quantised base + adapter as training ran it."""
     model = base_and_adapter(trained, adapter, config, seen=live, kernels=True)
-    return compare_logits([other_logits(model, probes, continued)], given)
+    return compare_logits(other_logits(model, probes, continued), given)

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from ftkit.core.loss import counted_logits
 
-MOST_TOKENS = 1024
+MOST_TOKENS = 512
 """Of all probe texts together: what a layer makes of them should be smaller than its weight."""
 LONGEST_COMPARED = 64
 """Positions of a text that are compared: its last ones, where an answer stands."""
 MOST_LOGITS = 1 << 23
-LONGEST_PROMPT = 32
+LONGEST_PROMPT = 16
 CONTINUED = 4
 """Tokens of a greedy continuation. Each is a pass through all weights."""
 PLAIN_PROBES = (
@@ -101,11 +101,10 @@ class Probes:
 
 
 def plan_probes(texts: Sequence[Sequence[int]], vocabulary: int) -> Probes:
-    """Cut what is too long: texts so that a pass has at most MOST_TOKENS, positions so that MOST_LOGITS are compared."""
+    """Cut what is too long: texts to their ends, MOST_TOKENS in all; positions, so that MOST_LOGITS are compared."""
     longest = max(1, MOST_TOKENS // len(texts))
     compared = min(LONGEST_COMPARED, max(1, MOST_LOGITS // (vocabulary * len(texts))))
-    cut = [list(ids[:longest]) for ids in texts]
-    return Probes(cut, compared, [ids[: max(1, min(LONGEST_PROMPT, len(ids) // 2))] for ids in cut])
+    return Probes([list(ids[-longest:]) for ids in texts], compared, [list(ids[:LONGEST_PROMPT]) for ids in texts])
 
 
 @torch.no_grad()
@@ -114,32 +113,25 @@ def reference_logits(model: Any, probes: Probes) -> tuple[list[Tensor], list[lis
 
     Logits: at the compared positions of all texts, then, token by token, at the last position of every prompt.
     """
+    found = [logits_at(model, probes.texts, compared_positions(probes.texts, probes.compared))]
     rows = [list(prompt) for prompt in probes.prompts]
-    found, count = [], len(rows)
-    for step in range(CONTINUED):
-        texts = probes.texts if step == 0 else []
-        batch = batched([*texts, *rows])
-        ends = [(len(texts) + number, len(row) - 1) for number, row in enumerate(rows)]
-        logits = logits_at(model, batch, [*compared_positions(texts, probes.compared), *ends])
+    for _ in range(CONTINUED):
+        logits = logits_at(model, rows, [(number, len(row) - 1) for number, row in enumerate(rows)])
         found.append(logits)
-        for row, token in zip(rows, logits[-count:].argmax(-1).tolist(), strict=True):
+        for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
             row.append(token)
     return found, [row[-CONTINUED:] for row in rows]
 
 
 @torch.no_grad()
-def other_logits(model: Any, probes: Probes, continued: Sequence[Sequence[int]]) -> Tensor:
-    """Logits (N, V) float32 of another model at the same positions, the reference's continuations given: one pass."""
+def other_logits(model: Any, probes: Probes, continued: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits float32 of another model at the same positions, in parts (n, V); the reference's continuations are given."""
     rows = [[*prompt, *tokens[:-1]] for prompt, tokens in zip(probes.prompts, continued, strict=True)]
-    first = len(probes.texts)
     ends = [
-        (first + number, len(prompt) - 1 + step)
-        for step in range(CONTINUED)
-        for number, prompt in enumerate(probes.prompts)
+        (number, len(prompt) - 1 + step) for step in range(CONTINUED) for number, prompt in enumerate(probes.prompts)
     ]
-    return logits_at(
-        model, batched([*probes.texts, *rows]), [*compared_positions(probes.texts, probes.compared), *ends]
-    )
+    found = logits_at(model, probes.texts, compared_positions(probes.texts, probes.compared))
+    return [found, *torch.split(logits_at(model, rows, ends), len(rows))]
 
 
 def compared_positions(texts: Sequence[Sequence[int]], compared: int) -> list[tuple[int, int]]:
@@ -147,28 +139,24 @@ def compared_positions(texts: Sequence[Sequence[int]], compared: int) -> list[tu
     return [(row, at) for row, ids in enumerate(texts) for at in range(max(0, len(ids) - compared), len(ids))]
 
 
-def logits_at(model: Any, batch: Tensor, positions: Sequence[tuple[int, int]]) -> Tensor:
-    """Logits (N, V) float32 at (row, position) of a batch of ids (B, T)."""
+def logits_at(model: Any, rows: Sequence[Sequence[int]], positions: Sequence[tuple[int, int]]) -> Tensor:
+    """Logits (N, V) float32 at (row, position) of rows of ids."""
+    batch = batched(rows)
     width = batch.shape[1]
     return counted_logits(model, batch, torch.tensor([row * width + at for row, at in positions])).float()
 
 
-def same_continuations(logits: Tensor, continued: Sequence[Sequence[int]]) -> int:
-    """How many prompts a model continues with the reference's tokens; logits (N, V) as `other_logits` gives them."""
-    count = len(continued)
-    tokens = logits[-count * CONTINUED :].argmax(-1).reshape(CONTINUED, count).T
-    return sum(own.tolist() == list(theirs) for own, theirs in zip(tokens, continued, strict=True))
+def same_continuations(logits: Sequence[Tensor], continued: Sequence[Sequence[int]]) -> int:
+    """How many prompts a model continues with the reference's tokens; logits as `other_logits` gives them."""
+    tokens = torch.stack([step.argmax(-1) for step in logits[-CONTINUED:]], dim=1)  # (prompts, CONTINUED)
+    return sum(own == list(theirs) for own, theirs in zip(tokens.tolist(), continued, strict=True))
 
 
-def compare_logits(reference: Sequence[Tensor], other: Tensor) -> Difference:
-    """The difference between two models' logits at the same N positions; KL is summed in float64, in parts.
-
-    reference: in parts (n, V). other: (N, V).
-    """
+def compare_logits(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
+    """The difference between two models' logits at the same positions, in equal parts (n, V); KL is summed in float64."""
     positions, logit, difference, kl, same = 0, 0.0, 0.0, 0.0, 0
-    at_once = max(1, (1 << 18) // other.shape[-1])
-    ours = (part for piece in reference for part in torch.split(piece, at_once))
-    theirs = (part for piece in torch.split(other, [len(p) for p in reference]) for part in torch.split(piece, at_once))
+    at_once = max(1, (1 << 18) // reference[0].shape[-1])
+    ours, theirs = ([part for piece in side for part in torch.split(piece, at_once)] for side in (reference, other))
     for p, q in zip(ours, theirs, strict=True):
         positions += len(p)
         logit = max(logit, float(p.abs().max()))

@@ -1,6 +1,8 @@
 """Tensors of safetensors files as torch tensors, one at a time, and back to bytes."""
 
+import ctypes
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +15,7 @@ from ftkit.io.shards import TensorPlace, read_chunks
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The formats that can be added to, by their names in safetensors."""
+M_MMAP_THRESHOLD = -3  # of malloc.h
 VALUES = 1 << 21  # of a tensor that are compared or computed with at a time
 
 
@@ -47,6 +50,18 @@ class FileWeight:
     def pick(self, rows: Tensor) -> Tensor:
         """The rows of these numbers (n,)."""
         return torch.cat([self.rows(int(row), int(row) + 1) for row in rows])
+
+
+def give_back_freed_memory() -> None:
+    """Ask glibc to return large blocks as soon as they are freed.
+
+    By default it learns from the first ones to keep them, and blocks of changing sizes then leave holes: 270 MB in a
+    proof of 300 million parameters.
+    """
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            library.mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def read_tensor(place: TensorPlace) -> Tensor:
