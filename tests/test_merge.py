@@ -29,7 +29,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, card=False, **options):
+def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, card=False, seed=1, **options):
     """A PEFT adapter whose B is random instead of trained; with a card it is one of ftkit's own."""
     from peft import LoraConfig, get_peft_model
 
@@ -38,7 +38,7 @@ def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, c
     keep_plain_layout(model)
     seen = quantized_fingerprints(model)
     model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LINEAR, **options}))
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if any(part in name for part in ("lora_B", "lora_embedding_B", "modules_to_save", "trainable_tokens")):
             torch.nn.init.normal_(parameter, std=spread)
@@ -126,6 +126,14 @@ def merge(run, out=None, **options):
     from ftkit.commands.merge import run as command
 
     command(MergeSettings(run=str(run), output=out and str(out), **options))
+    return out
+
+
+def merge_several(adapters, out, **options):
+    """The command with --adapter, in this process."""
+    from ftkit.commands.merge import run as command
+
+    command(MergeSettings(adapter=adapters, output=str(out), **options))
     return out
 
 
@@ -325,6 +333,68 @@ def test_the_merged_folder_answers_as_base_and_adapter_do(tiny_model, adapter, t
         AutoTokenizer.from_pretrained(out)("a b").input_ids
         == AutoTokenizer.from_pretrained(tiny_model)("a b").input_ids
     )
+
+
+# several adapters
+
+
+WAYS = ["cat", "linear", "svd", "ties", "dare-ties"]
+
+
+@pytest.fixture(scope="module")
+def pair_of_adapters(tiny_model, tmp_path_factory):
+    """Two adapters of one base and rank; the second on other layers, too, with another alpha."""
+    folder = tmp_path_factory.mktemp("adapters")
+    one = make_adapter(tiny_model, folder / "one", target_modules=["q_proj", "up_proj"])
+    return one, make_adapter(tiny_model, folder / "two", target_modules=["q_proj", "v_proj"], lora_alpha=2, seed=2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, -0.5)], ids=str)
+def test_several_adapters_are_what_peft_combines(tiny_model, pair_of_adapters, tmp_path, way, weights):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    one, two = pair_of_adapters
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), one, adapter_name="one")
+    model.load_adapter(two, adapter_name="two")
+    density = 0.5 if "ties" in way and way != "dare-ties" else 1.0  # at random, each draws in another order
+    model.add_weighted_adapter(["one", "two"], list(weights), "sum", way.replace("-", "_"), density=density)
+    model.set_adapter("sum")
+    expected = model.merge_and_unload().state_dict()
+    named = [f"{path}={weight}" for path, weight in zip((one, two), weights, strict=True)]
+    found = tensors_of(merge_several(named, tmp_path / "out", combine=way, density=density))
+    changed = json.loads((tmp_path / "out" / "merge.json").read_text())["tensors"]["changed"]
+    assert len(changed) == 6
+    for name in found:
+        assert torch.allclose(found[name], expected[name], atol=1e-5), name
+        assert way == "svd" or torch.equal(found[name], expected[name]), name
+
+
+def test_random_keeping_is_the_same_for_the_same_seed(pair_of_adapters, tmp_path):
+    named = [f"{path}=0.5" for path in pair_of_adapters]
+    one, two, other = (
+        (merge_several(named, tmp_path / name, combine="dare-ties", seed=seed) / "model.safetensors").read_bytes()
+        for name, seed in (("one", 1), ("two", 1), ("other", 2))
+    )
+    assert one == two != other
+
+
+def test_adapters_that_do_not_fit_together_are_refused(tiny_model, biased, pair_of_adapters, tmp_path):
+    one, two = pair_of_adapters
+    elsewhere = make_adapter(biased, tmp_path / "elsewhere")
+    wide = make_adapter(tiny_model, tmp_path / "wide", r=8)
+    dora = make_adapter(tiny_model, tmp_path / "dora", use_dora=True)
+    for others, code, words, options in (
+        ([elsewhere], ExitCode.MODEL, "same base", {}),
+        ([wide], ExitCode.MODEL, "ranks differ", {"combine": "linear"}),
+        ([dora], ExitCode.MODEL, "only plain LoRA", {}),
+        ([f"{two}=much"], ExitCode.USAGE, "no number", {}),
+        ([two], ExitCode.USAGE, "--density", {"density": 0.0}),
+    ):
+        with pytest.raises(UserError, match=words) as raised:
+            merge_several([str(one), *map(str, others)], tmp_path / "out", **options)
+        assert raised.value.exit_code == code and not (tmp_path / "out").exists()
 
 
 # quantised training

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ftkit import console
+from ftkit.commands.merge_adapters import combined_adapter
 from ftkit.commands.merge_proof import Proof, prove, was_quantised
 from ftkit.commands.merge_weights import SHORT_DTYPES, require_only_planned_changes, write_weights
 from ftkit.core.merge_plan import (
@@ -75,10 +76,20 @@ def run(settings: MergeSettings) -> None:
     """Merge, prove, publish; or point to what is there already."""
     require(settings.check >= 1, "--check", settings.check, "1 or more")
     give_back_freed_memory()
+    if settings.adapter:
+        with combined_adapter(settings) as trained:
+            merge_one(settings, trained)
+        return
     trained = find_trained(settings)
     if trained.adapter is None:
         point_to_whole_model(trained, settings)
         return
+    merge_one(settings, trained)
+
+
+def merge_one(settings: MergeSettings, trained: Trained) -> None:
+    """Merge one adapter, whether one was trained so or made of several."""
+    assert trained.adapter is not None
     if settings.trained_on is not None:
         trained = with_assumed_quantisation(trained, settings.trained_on)
     job = prepare(settings, trained)
@@ -251,6 +262,8 @@ def write_beside(job: Job, folder: Path) -> None:
 def findings(job: Job, changed: list[str], proof: Proof | None) -> dict[str, Any]:
     """What merge.json tells besides what was asked."""
     return {
+        "adapters": list(job.settings.adapter) or None,
+        "combine": job.settings.combine if job.settings.adapter else None,
         "method": job.trained.card.method if job.trained.card else None,
         "written_as": SHORT_DTYPES[main_dtype(job.steps)],
         "tensors": {
