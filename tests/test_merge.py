@@ -723,7 +723,7 @@ def test_the_program_prints_the_path_alone_and_the_proof_beside(ftkit, qlora, tm
     assert "mean KL" in result.stderr and "live quantised" in result.stderr and "Traceback" not in result.stderr
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {
-        "README.md", "config.json", "ftkit.json", "generation_config.json", "manifest.json", "merge.json",
+        "Modelfile", "README.md", "config.json", "ftkit.json", "generation_config.json", "manifest.json", "merge.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 

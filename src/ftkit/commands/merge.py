@@ -24,12 +24,13 @@ from ftkit.core.merge_plan import (
     total_bytes,
 )
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.ollama import modelfile
 from ftkit.core.proof import CONTINUED
 from ftkit.core.settings import MergeSettings, require
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, open_adapter_weights
 from ftkit.io.atomic import atomic_folder
-from ftkit.io.base_model import check_base, config_sha256, local_files, read_config, transformers_config
+from ftkit.io.base_model import check_base, config_sha256, load_tokenizer, local_files, read_config, transformers_config
 from ftkit.io.card import Card, write_card
 from ftkit.io.devices import DTYPES
 from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read_report, refuse_harm, write_report
@@ -254,9 +255,18 @@ def write_beside(job: Job, folder: Path) -> None:
     copy_beside(job.base, job.adapter.folder, folder)
     dtype = main_dtype(job.steps)
     write_config(job.base, folder, dtype, converted=job.settings.dtype != "auto", untied=job.untied)
+    write_modelfile(job, folder)
     if job.own_card is not None:
         own = SHORT_DTYPES[dtype] if SHORT_DTYPES[dtype] in DTYPES else "fp32"
         write_card(folder, replace(job.own_card, method="merged", dtype=own, quantized_sha256={}))
+
+
+def write_modelfile(job: Job, folder: Path) -> None:
+    """What Ollama needs beside the model."""
+    tokenizer = load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else job.trained.base)
+    card = job.own_card
+    text = modelfile(tokenizer, card.template if card else None, card.stop_strings if card else [])
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
 def findings(job: Job, changed: list[str], proof: Proof | None) -> dict[str, Any]:

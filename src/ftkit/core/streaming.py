@@ -153,5 +153,3 @@ def adapt_streamed(tuned: Any, weights: Mapping[str, Weight], streamed: Mapping[
         looks = isinstance(module, TrainableTokensLayer) or getattr(module, "lora_variant", None)
         if looks and base in names and is_placeholder(base.weight):
             hold_while_running(module, base, {"weight": weights[f"{names[base]}.weight"]})
-
-
