@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from hashlib import sha256
 
 import pytest
 import torch
@@ -214,7 +215,9 @@ def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, option
     )
     assert found.keys() == base.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
-    changed = json.loads((out / "merge.json").read_text())["tensors"]["changed"]
+    listed = json.loads((out / "merge.json").read_text())["tensors"]
+    changed = listed["changed"]
+    assert listed["sha256"] == {name: sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in found.items()}
     assert changed == sorted(name for name in found if not torch.equal(found[name], base[name])) and changed
 
 

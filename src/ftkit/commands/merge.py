@@ -11,7 +11,7 @@ import torch
 from ftkit import console
 from ftkit.commands.merge_adapters import combined_adapter
 from ftkit.commands.merge_proof import Proof, prove, was_quantised
-from ftkit.commands.merge_weights import SHORT_DTYPES, require_only_planned_changes, write_weights
+from ftkit.commands.merge_weights import SHORT_DTYPES, Ledger, require_only_planned_changes, write_weights
 from ftkit.core.merge_plan import (
     Step,
     changed_ties,
@@ -104,7 +104,7 @@ def merge_one(settings: MergeSettings, trained: Trained) -> None:
         changed = require_only_planned_changes(job.steps, folder, ledger)
         write_beside(job, folder)
         proof = check(job, folder)
-        write_report(folder, identity | findings(job, changed, proof), trained.base, job.own_card)
+        write_report(folder, identity | findings(job, changed, ledger, proof), trained.base, job.own_card)
     show(job, changed, proof)
     say_path(job.out, settings)
 
@@ -269,7 +269,7 @@ def write_modelfile(job: Job, folder: Path) -> None:
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def findings(job: Job, changed: list[str], proof: Proof | None) -> dict[str, Any]:
+def findings(job: Job, changed: list[str], ledger: Ledger, proof: Proof | None) -> dict[str, Any]:
     """What merge.json tells besides what was asked."""
     return {
         "adapters": list(job.settings.adapter) or None,
@@ -280,6 +280,7 @@ def findings(job: Job, changed: list[str], proof: Proof | None) -> dict[str, Any
             "changed": changed,
             "unchanged": len(job.steps) - len(changed),
             "dequantised": [step.name for step in job.steps if step.quantised],
+            "sha256": dict(sorted(ledger.sha256.items())),
         },
         "proof": described(proof),
         "live": asdict(proof.live) if proof and proof.live else None,

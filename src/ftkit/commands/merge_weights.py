@@ -5,6 +5,7 @@ Memory: torch itself and about three times the largest tensor of a 16-bit base (
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ class Ledger:
     """What the writing found.
 
     updated: tensors whose update is not zero. foreign: quantised layers that are not those of training.
+    sha256: of each tensor's bytes, as they were written.
     """
 
     updated: set[str] = field(default_factory=set)
     foreign: list[str] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder: Path) -> Ledger:
@@ -43,7 +46,11 @@ def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder
     with console.Progress("merging, tensors", len(steps)) as progress:
 
         def content(tensor: NewTensor) -> Iterator[Any]:
-            yield from merged_bytes(by_name[tensor.name], card, ledger)
+            digest = sha256()
+            for piece in merged_bytes(by_name[tensor.name], card, ledger):
+                digest.update(piece)
+                yield piece
+            ledger.sha256[tensor.name] = digest.hexdigest()
             progress.advance(note=tensor.name)
 
         write_shards(folder, [step.result for step in steps], content)
