@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from hashlib import sha256
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, card=False, **options):
+def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, card=False, seed=1, **options):
     """A PEFT adapter whose B is random instead of trained; with a card it is one of ftkit's own."""
     from peft import LoraConfig, get_peft_model
 
@@ -38,10 +39,12 @@ def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, c
     keep_plain_layout(model)
     seen = quantized_fingerprints(model)
     model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LINEAR, **options}))
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name or "lora_embedding_B" in name or "modules_to_save" in name:
+        if any(part in name for part in ("lora_B", "lora_embedding_B", "modules_to_save", "trainable_tokens")):
             torch.nn.init.normal_(parameter, std=spread)
+        if "magnitude" in name or (parameter.requires_grad and name.endswith(".bias")):
+            parameter.data.add_(torch.rand_like(parameter))
     name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
     if card:
         about = Card(
@@ -82,11 +85,56 @@ def gpt2(tiny_model, tmp_path_factory):
     return folder
 
 
+def variant(base, out, **config):
+    """A model of random weights like `base` with another config."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(base, **config))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(out)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / file, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def biased(tiny_model, tmp_path_factory):
+    """A Llama whose attention has biases."""
+    return variant(tiny_model, tmp_path_factory.mktemp("models") / "biased", attention_bias=True)
+
+
+@pytest.fixture(scope="module")
+def tied(tiny_model, tmp_path_factory):
+    """A Llama whose head is its embeddings."""
+    return variant(tiny_model, tmp_path_factory.mktemp("models") / "tied", tie_word_embeddings=True)
+
+
+def as_bfloat16(base, out):
+    """The same model with weights in bfloat16."""
+    shutil.copytree(base, out)
+    rounded = {name: tensor.bfloat16() for name, tensor in tensors_of(base).items()}
+    save_file(rounded, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    return out
+
+
 def merge(run, out=None, **options):
     """The command, in this process."""
     from ftkit.commands.merge import run as command
 
     command(MergeSettings(run=str(run), output=out and str(out), **options))
+    return out
+
+
+def merge_several(adapters, out, **options):
+    """The command with --adapter, in this process."""
+    from ftkit.commands.merge import run as command
+
+    command(MergeSettings(adapter=adapters, output=str(out), **options))
     return out
 
 
@@ -148,9 +196,16 @@ def edited(adapter, out, **config):
         {"target_modules": [*LINEAR, "lm_head"]},
         {"target_modules": ["embed_tokens", "v_proj"]},
         {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+        {"use_dora": True, "use_rslora": True, "target_modules": ["embed_tokens", "o_proj"]},
+        {"trainable_token_indices": [3, 500]},
+        {"trainable_token_indices": {"embed_tokens": [7], "lm_head": [1, 2]}},
     ],
-    ids=["plain", "rslora", "patterns", "head", "embeddings", "saved"],
-)
+    ids=[
+        "plain", "rslora", "patterns", "head", "embeddings", "saved", "dora", "dora embeddings", "tokens",
+        "tokens of both",
+    ],
+)  # fmt: skip
 def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, options):
     out = merge(make_adapter(tiny_model, tmp_path / "adapter", **options), tmp_path / "out")
     expected, found, base = (
@@ -160,8 +215,73 @@ def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, option
     )
     assert found.keys() == base.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
-    changed = json.loads((out / "merge.json").read_text())["tensors"]["changed"]
+    listed = json.loads((out / "merge.json").read_text())["tensors"]
+    changed = listed["changed"]
+    assert listed["sha256"] == {name: sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in found.items()}
     assert changed == sorted(name for name in found if not torch.equal(found[name], base[name])) and changed
+
+
+@pytest.mark.parametrize("options", [{"lora_bias": True}, {"bias": "all"}, {"bias": "lora_only"}], ids=str)
+def test_biases_are_what_peft_merges_to_the_last_bit(biased, tmp_path, options):
+    targets = ["q_proj", "v_proj", "o_proj"]
+    out = merge(make_adapter(biased, tmp_path / "adapter", target_modules=targets, **options), tmp_path / "out")
+    expected, found, base = (
+        merged_by_peft(biased, tmp_path / "adapter").state_dict(),
+        tensors_of(out),
+        tensors_of(biased),
+    )
+    assert found.keys() == base.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    trained = "model.layers.0.self_attn.q_proj.bias"
+    assert not torch.equal(found[trained], base[trained])
+
+
+def test_an_update_of_a_bias_that_the_base_lacks_is_refused(tiny_model, tmp_path):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", lora_bias=True)
+    assert "which has none in the base" in refused(adapter, tmp_path / "out", ExitCode.MODEL)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dora": True}, {"lora_bias": True, "target_modules": ["q_proj"]}], ids=str
+)
+def test_a_bfloat16_base_is_merged_as_peft_does_within_one_rounding(biased, tmp_path, options):
+    base = as_bfloat16(biased, tmp_path / "base")
+    out = merge(make_adapter(base, tmp_path / "adapter", **options), tmp_path / "out")
+    expected = merged_by_peft(base, tmp_path / "adapter", dtype=torch.bfloat16).state_dict()
+    for name, tensor in tensors_of(out).items():
+        assert torch.allclose(tensor.float(), expected[name].float(), rtol=2**-7, atol=1e-6), name
+
+
+TIE_BREAKERS = {
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "embeddings": {"target_modules": ["embed_tokens"]},
+    "both": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("kind", TIE_BREAKERS)
+def test_a_broken_tie_is_refused_or_untied_as_base_and_adapter_have_it(tied, tmp_path, kind):
+    adapter = make_adapter(tied, tmp_path / "adapter", **TIE_BREAKERS[kind])
+    message = refused(adapter, tmp_path / "out", ExitCode.MODEL)
+    assert "lm_head.weight" in message and "embed_tokens" in message
+    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
+    out = merge(adapter, tmp_path / "out", untie=True)
+    assert torch.allclose(logits_of_folder(out), expected, atol=1e-4)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "lm_head.weight" in tensors_of(out) and "lm_head.weight" not in tensors_of(tied)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"trainable_token_indices": [3, 500]}, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}],
+    ids=["tokens", "saved as one"],
+)
+def test_a_tie_that_was_trained_as_one_stays(tied, tmp_path, options):
+    adapter = make_adapter(tied, tmp_path / "adapter", **options)
+    out = merge(adapter, tmp_path / "out")
+    assert tensors_of(out).keys() == tensors_of(tied).keys()
+    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
+    assert torch.allclose(logits_of_folder(out), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("stated", [True, False])
@@ -218,6 +338,68 @@ def test_the_merged_folder_answers_as_base_and_adapter_do(tiny_model, adapter, t
     )
 
 
+# several adapters
+
+
+WAYS = ["cat", "linear", "svd", "ties", "dare-ties"]
+
+
+@pytest.fixture(scope="module")
+def pair_of_adapters(tiny_model, tmp_path_factory):
+    """Two adapters of one base and rank; the second on other layers, too, with another alpha."""
+    folder = tmp_path_factory.mktemp("adapters")
+    one = make_adapter(tiny_model, folder / "one", target_modules=["q_proj", "up_proj"])
+    return one, make_adapter(tiny_model, folder / "two", target_modules=["q_proj", "v_proj"], lora_alpha=2, seed=2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, -0.5)], ids=str)
+def test_several_adapters_are_what_peft_combines(tiny_model, pair_of_adapters, tmp_path, way, weights):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    one, two = pair_of_adapters
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), one, adapter_name="one")
+    model.load_adapter(two, adapter_name="two")
+    density = 0.5 if "ties" in way and way != "dare-ties" else 1.0  # at random, each draws in another order
+    model.add_weighted_adapter(["one", "two"], list(weights), "sum", way.replace("-", "_"), density=density)
+    model.set_adapter("sum")
+    expected = model.merge_and_unload().state_dict()
+    named = [f"{path}={weight}" for path, weight in zip((one, two), weights, strict=True)]
+    found = tensors_of(merge_several(named, tmp_path / "out", combine=way, density=density))
+    changed = json.loads((tmp_path / "out" / "merge.json").read_text())["tensors"]["changed"]
+    assert len(changed) == 6
+    for name in found:
+        assert torch.allclose(found[name], expected[name], atol=1e-5), name
+        assert way == "svd" or torch.equal(found[name], expected[name]), name
+
+
+def test_random_keeping_is_the_same_for_the_same_seed(pair_of_adapters, tmp_path):
+    named = [f"{path}=0.5" for path in pair_of_adapters]
+    one, two, other = (
+        (merge_several(named, tmp_path / name, combine="dare-ties", seed=seed) / "model.safetensors").read_bytes()
+        for name, seed in (("one", 1), ("two", 1), ("other", 2))
+    )
+    assert one == two != other
+
+
+def test_adapters_that_do_not_fit_together_are_refused(tiny_model, biased, pair_of_adapters, tmp_path):
+    one, two = pair_of_adapters
+    elsewhere = make_adapter(biased, tmp_path / "elsewhere")
+    wide = make_adapter(tiny_model, tmp_path / "wide", r=8)
+    dora = make_adapter(tiny_model, tmp_path / "dora", use_dora=True)
+    for others, code, words, options in (
+        ([elsewhere], ExitCode.MODEL, "same base", {}),
+        ([wide], ExitCode.MODEL, "ranks differ", {"combine": "linear"}),
+        ([dora], ExitCode.MODEL, "only plain LoRA", {}),
+        ([f"{two}=much"], ExitCode.USAGE, "no number", {}),
+        ([two], ExitCode.USAGE, "--density", {"density": 0.0}),
+    ):
+        with pytest.raises(UserError, match=words) as raised:
+            merge_several([str(one), *map(str, others)], tmp_path / "out", **options)
+        assert raised.value.exit_code == code and not (tmp_path / "out").exists()
+
+
 # quantised training
 
 
@@ -229,6 +411,65 @@ def test_merged_onto_trained_is_the_quantised_base_with_its_adapter(qlora, tmp_p
     assert (onto_original - live).abs().max() > 0.1
     card = read_card(tmp_path / "trained")
     assert card.method == "merged" and card.quantized_sha256 == {}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "fp4", "fp4-dq", "int8"])
+def test_an_adapter_of_another_tool_is_merged_onto_what_it_was_trained_on_if_told(tiny_model, tmp_path, kind):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", method=kind)
+    quantized = load_weights(
+        find_base(str(tiny_model)),
+        dtype=torch.float32,
+        device="cpu",
+        quantization=quantization_config(kind, torch.float32),
+    )
+    expected = quantized.dequantize().state_dict()
+    out = merge(adapter, tmp_path / "out", trained_on=kind)
+    report = json.loads((out / "merge.json").read_text())
+    assert report["method"] == kind and len(report["tensors"]["dequantised"]) == 14
+    assert report["live"]["agreement"] > 0.5 and not (out / "ftkit.json").exists()
+    from ftkit.core.merging import LowRank, apply_delta
+
+    name, tensors = "model.layers.1.mlp.up_proj", load_file(adapter / "adapter_model.safetensors")
+    a, b = (tensors[f"base_model.model.{name}.lora_{half}.weight"] for half in "AB")
+    right = apply_delta(expected[f"{name}.weight"], LowRank(a, b, 2.0))
+    assert torch.equal(tensors_of(out)[f"{name}.weight"], right)
+    assert "another --trained-on" in refused(adapter, out, ExitCode.EXISTS)
+
+
+def test_what_ftkit_trained_needs_no_telling(qlora, tmp_path):
+    assert "recorded how" in refused(qlora, tmp_path / "out", ExitCode.USAGE, trained_on="nf4")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["qlora", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_live_model_of_the_proof_is_the_one_that_training_ran(tiny_model, tmp_path, method, dtype):
+    from ftkit.commands.merge_proof import base_and_adapter
+    from ftkit.core.proof import compare_logits
+    from ftkit.io.adapter_weights import open_adapter_weights
+    from ftkit.io.base_model import check_base
+
+    folder = make_adapter(tiny_model, tmp_path / "adapter", method=method, dtype=dtype, card=True)
+    trained = open_trained(str(folder))
+    seen = dict.fromkeys(trained.card.quantized_sha256, False)
+    adapter = open_adapter_weights(folder)
+    live = base_and_adapter(trained, adapter, check_base(trained.base), seen=seen, kernels=True)
+    found = compare_logits(logits_of(load_trained(trained, "cpu").model), logits_of(live))
+    assert found.largest_difference == 0 if dtype is torch.float32 else found.mean_kl < 1e-3  # sums rounded elsewhere
+
+
+def test_experts_are_merged_around_and_proven_whole(tiny_model, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "initializer_range": 0.3}
+    base = tmp_path / "base"
+    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(base)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, base)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
+    assert torch.allclose(logits_of_folder(merge(adapter, tmp_path / "out")), expected, atol=1e-4)
 
 
 def test_int8_values_are_those_that_transformers_dequantises(tiny_model, tmp_path):
@@ -276,19 +517,34 @@ def test_a_base_that_quantises_otherwise_is_named_and_can_be_merged_unquantised(
 
 def test_files_that_are_not_base_and_adapter_do_not_pass_the_proof(adapter, tiny_model, tmp_path):
     from ftkit.commands.merge_proof import prove
+    from ftkit.io.adapter_weights import open_adapter_weights
     from ftkit.io.base_model import check_base
 
     out = merge(adapter, tmp_path / "out")
     tensors = tensors_of(out)
     trained = open_trained(str(adapter))
-    config = check_base(trained.base)
-    assert prove(trained, config, out, onto="trained", dtype="F32", count=2).probes == 2
+    asked = trained, open_adapter_weights(trained.adapter), check_base(trained.base), out
+    assert prove(*asked, seen={}, live={}, dtype="F32", count=2).probes == 2
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors_of(tiny_model)["model.layers.0.mlp.up_proj.weight"]
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     for dtype in ("F32", "BF16"):
         with pytest.raises(UserError, match="not base") as raised:
-            prove(trained, config, out, onto="trained", dtype=dtype, count=2)
+            prove(*asked, seen={}, live={}, dtype=dtype, count=2)
         assert raised.value.exit_code == ExitCode.GATE
+
+
+def test_the_proof_says_how_many_prompts_are_continued_alike(adapter, tmp_path):
+    report = json.loads((merge(adapter, tmp_path / "out", check=5) / "merge.json").read_text())["proof"]
+    assert report["same_greedy"] == report["probes"] == 5 and report["greedy_tokens"] == 4
+
+
+def test_a_merge_without_proof_says_so_and_is_not_taken_for_a_proven_one(adapter, tmp_path):
+    out = merge(adapter, tmp_path / "out", no_check=True)
+    assert "UNPROVEN" in (out / "README.md").read_text()
+    assert json.loads((out / "merge.json").read_text())["proof"] == {"proven": False}
+    merge(adapter, out, no_check=True)
+    assert "is not proven" in refused(adapter, out, ExitCode.EXISTS)
+    assert "UNPROVEN" not in (merge(adapter, out, force=True) / "README.md").read_text()
 
 
 def test_an_adapter_that_does_nothing_is_not_published(tiny_model, tmp_path):
@@ -436,9 +692,9 @@ def test_a_damaged_or_incomplete_adapter_is_refused(adapter, qlora, tmp_path):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "all"}, "bias"),
-        ({"lora_bias": True}, "biases"),
+        ({"use_qalora": True}, "QALoRA"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "repeated layers"),
+        ({"target_parameters": ["mlp.up_proj.weight"]}, "bare parameters"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"r": 0}, "r is 0"),
@@ -448,18 +704,6 @@ def test_a_damaged_or_incomplete_adapter_is_refused(adapter, qlora, tmp_path):
 def test_adapters_that_are_not_merged_truly_are_refused(adapter, tmp_path, change, word):
     message = refused(edited(adapter, tmp_path / "edited", **change), tmp_path / "out", ExitCode.MODEL)
     assert word in message
-
-
-def test_a_head_that_is_tied_to_the_embeddings_is_refused(tiny_model, tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    base = tmp_path / "tied"
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=True)).save_pretrained(base)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / file, base)
-    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["lm_head", "q_proj"])
-    message = refused(adapter, tmp_path / "out", ExitCode.MODEL)
-    assert "lm_head.weight" in message and "embed_tokens" in message
 
 
 def test_a_base_that_is_quantised_on_disk_is_refused(tiny_model, adapter, tmp_path):
@@ -482,7 +726,7 @@ def test_the_program_prints_the_path_alone_and_the_proof_beside(ftkit, qlora, tm
     assert "mean KL" in result.stderr and "live quantised" in result.stderr and "Traceback" not in result.stderr
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {
-        "README.md", "config.json", "ftkit.json", "generation_config.json", "manifest.json", "merge.json",
+        "Modelfile", "README.md", "config.json", "ftkit.json", "generation_config.json", "manifest.json", "merge.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 

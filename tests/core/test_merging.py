@@ -80,8 +80,10 @@ def test_zero_is_told_from_almost_zero():
 
 
 def test_equal_logits_have_no_difference():
-    logits = [torch.randn(4, 7), torch.randn(2, 7)]
-    assert compare_logits(logits, logits) == Difference(6, compare_logits(logits, logits).largest_logit, 0.0, 0.0, 1.0)
+    logits = torch.randn(6, 7)
+    assert compare_logits([logits], [logits]) == Difference(
+        6, compare_logits([logits], [logits]).largest_logit, 0.0, 0.0, 1.0
+    )
 
 
 def test_kl_is_that_of_two_coins():
@@ -91,11 +93,12 @@ def test_kl_is_that_of_two_coins():
     assert found.largest_difference == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_kl_is_the_mean_over_positions_whatever_probe_they_are_in():
-    p, q = torch.randn(5, 9), torch.randn(5, 9)
-    together, apart = compare_logits([p], [q]), compare_logits([p[:2], p[2:]], [q[:2], q[2:]])
-    assert together.mean_kl == pytest.approx(apart.mean_kl)
-    assert together.agreement == apart.agreement and together.positions == apart.positions == 5
+def test_kl_is_the_mean_over_positions_however_many_are_compared_at_once():
+    p, q = torch.randn(3, 150_000), torch.randn(3, 150_000)
+    together = compare_logits([p[:2], p[2:]], [q[:2], q[2:]])
+    apart = [compare_logits([p[at : at + 1]], [q[at : at + 1]]) for at in range(3)]
+    assert together.mean_kl == pytest.approx(sum(one.mean_kl for one in apart) / 3)
+    assert together.agreement == sum(one.agreement for one in apart) / 3 and together.positions == 3
 
 
 def test_agreement_counts_positions_with_the_same_likeliest_token():

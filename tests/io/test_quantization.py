@@ -15,10 +15,12 @@ from ftkit.io.quantization import (
     dequantize_weight,
     fingerprint,
     keep_plain_layout,
+    quantised_forward,
     quantization_config,
     quantize_weight,
     quantized_fingerprints,
     quantized_layers,
+    seen_in_training,
 )
 
 FLAGS = {"qlora": {"qlora": True}, "int8": {"load_in_8bit": True}}
@@ -165,3 +167,32 @@ def test_qlora_is_asked_for_as_the_paper_has_it():
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
     assert quantization_config("int8", torch.bfloat16).load_in_8bit
     assert quantization_config("lora", torch.bfloat16) is None and quantization_config("full", torch.float32) is None
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "fp4", "fp4-dq", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(64, 128), (40, 172), (3, 5)], ids=str)
+def test_a_weight_is_quantised_alone_as_bitsandbytes_does_inside_its_layer(kind, dtype, shape):
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    torch.manual_seed(0)
+    weight = torch.randn(shape).to(dtype)
+    outputs, inputs = shape
+    if kind == "int8":
+        layer = Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False)
+    else:
+        options = {"quant_type": kind[:3], "compress_statistics": kind.endswith("dq")}
+        layer = Linear4bit(inputs, outputs, bias=False, compute_dtype=dtype, **options)
+    layer.load_state_dict({"weight": weight})
+    layer = layer.to(dtype).to("cpu")
+    if kind == "int8":
+        layer.weight = layer.weight.to("cpu")
+    assert fingerprint(quantize_weight(weight, kind, dtype)) == fingerprint(layer.weight)
+    values = dequantize_weight(layer.weight)
+    assert torch.equal(seen_in_training(weight, kind, dtype, None, transposed=False)[0], values)
+    assert torch.equal(seen_in_training(weight.T, kind, dtype, None, transposed=True)[0], values.T)
+    assert (values.float() - weight.float()).abs().mean() < 0.15, "it stands for the weight"
+    eye = torch.eye(inputs, dtype=dtype)
+    if kind != "int8" and dtype is torch.float32:
+        run = quantised_forward(weight, None, eye, kind, dtype)
+        assert torch.allclose(run.T, values, atol=1e-6)

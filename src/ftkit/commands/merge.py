@@ -9,21 +9,36 @@ from typing import Any
 import torch
 
 from ftkit import console
+from ftkit.commands.merge_adapters import combined_adapter
 from ftkit.commands.merge_proof import Proof, prove, was_quantised
-from ftkit.commands.merge_weights import SHORT_DTYPES, require_only_planned_changes, write_weights
-from ftkit.core.merge_plan import Step, coarsest_dtype, main_dtype, plan_merge, total_bytes
+from ftkit.commands.merge_weights import SHORT_DTYPES, Ledger, require_only_planned_changes, write_weights
+from ftkit.core.merge_plan import (
+    Step,
+    changed_ties,
+    coarsest_dtype,
+    find_layer,
+    is_transposed,
+    main_dtype,
+    plan_merge,
+    tied_parameters,
+    total_bytes,
+)
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.ollama import modelfile
+from ftkit.core.proof import CONTINUED
 from ftkit.core.settings import MergeSettings, require
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, open_adapter_weights
 from ftkit.io.atomic import atomic_folder
-from ftkit.io.base_model import check_base, local_files, read_config
-from ftkit.io.card import write_card
+from ftkit.io.base_model import check_base, config_sha256, load_tokenizer, local_files, read_config, transformers_config
+from ftkit.io.card import Card, write_card
 from ftkit.io.devices import DTYPES
 from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read_report, refuse_harm, write_report
 from ftkit.io.model_folder import copy_beside, require_space, write_config
+from ftkit.io.quantization import quantization_config, quantized_layers
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
+from ftkit.io.tensors import FLOATS, give_back_freed_memory, same_values
 from ftkit.io.trained import Trained, open_trained, open_trained_run
 
 FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -31,7 +46,10 @@ FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that is decided before weights are read. onto: trained or original, never auto."""
+    """Everything that is decided before weights are read.
+
+    onto: trained or original, never auto. quantised: layers that training saw so -> whether their weight is (in, out).
+    """
 
     settings: MergeSettings
     trained: Trained
@@ -40,19 +58,44 @@ class Job:
     config: Any
     onto: str
     steps: list[Step]
+    untied: bool
+    quantised: dict[str, bool]
     out: Path
+
+    @property
+    def own_card(self) -> Card | None:
+        """What ftkit knows from training itself; None for an adapter of another tool."""
+        return None if self.settings.trained_on else self.trained.card
+
+    @property
+    def seen(self) -> dict[str, bool]:
+        """Layers that are merged onto the values which training saw, as `quantised`."""
+        return self.quantised if self.onto == "trained" else {}
 
 
 def run(settings: MergeSettings) -> None:
     """Merge, prove, publish; or point to what is there already."""
     require(settings.check >= 1, "--check", settings.check, "1 or more")
+    give_back_freed_memory()
+    if settings.adapter:
+        with combined_adapter(settings) as trained:
+            merge_one(settings, trained)
+        return
     trained = find_trained(settings)
     if trained.adapter is None:
         point_to_whole_model(trained, settings)
         return
+    merge_one(settings, trained)
+
+
+def merge_one(settings: MergeSettings, trained: Trained) -> None:
+    """Merge one adapter, whether one was trained so or made of several."""
+    assert trained.adapter is not None
+    if settings.trained_on is not None:
+        trained = with_assumed_quantisation(trained, settings.trained_on)
     job = prepare(settings, trained)
-    identity = merge_identity(job.adapter.folder, trained.base, job.onto, settings.dtype)
-    if is_done(job.out, identity, force=settings.force):
+    identity = merge_identity(job.adapter.folder, trained.base, job.onto, settings.dtype, settings.trained_on)
+    if is_done(job.out, identity, force=settings.force, unproven=settings.no_check):
         say_path(job.out, settings)
         return
     require_space(job.out, total_bytes(job.steps))
@@ -60,10 +103,27 @@ def run(settings: MergeSettings) -> None:
         ledger = write_weights(job.steps, job.adapter, trained.card, folder)
         changed = require_only_planned_changes(job.steps, folder, ledger)
         write_beside(job, folder)
-        proof = prove(trained, job.config, folder, onto=job.onto, dtype=coarsest_dtype(job.steps), count=settings.check)
-        write_report(folder, identity | findings(job, changed, proof), trained.base, trained.card)
+        proof = check(job, folder)
+        write_report(folder, identity | findings(job, changed, ledger, proof), trained.base, job.own_card)
     show(job, changed, proof)
     say_path(job.out, settings)
+
+
+def check(job: Job, folder: Path) -> Proof | None:
+    """The proof of the files in `folder`; None where it was not wanted."""
+    if job.settings.no_check:
+        console.warn("not proven (--no-check): the model card says so")
+        return None
+    return prove(
+        job.trained,
+        job.adapter,
+        job.config,
+        folder,
+        seen=job.seen,
+        live=job.quantised,
+        dtype=coarsest_dtype(job.steps),
+        count=job.settings.check,
+    )
 
 
 def find_trained(settings: MergeSettings) -> Trained:
@@ -84,6 +144,25 @@ def find_trained(settings: MergeSettings) -> Trained:
     if path.name == "adapter" and (path.parent / "run.json").is_file():
         return open_trained_run(open_run(str(path.parent)))
     return open_trained(settings.run)
+
+
+def with_assumed_quantisation(trained: Trained, method: str) -> Trained:
+    """An adapter of another tool as if ftkit had trained it on a base quantised so, in the format of the base's files.
+
+    Nobody recorded checksums of the quantised weights, so none are compared.
+    """
+    if trained.card is not None:
+        what = f"--trained-on: {trained.name} was trained by ftkit, which recorded how ({trained.card.method})"
+        raise UserError(what, ExitCode.USAGE, hint="leave it out")
+    files = read_layout(local_files(trained.base, weights=True)).values()
+    dtype = SHORT_DTYPES[max(FLOATS, key=lambda name: sum(place.nbytes for place in files if place.dtype == name))]
+    with console.quiet_libraries():
+        asked = quantization_config(method, DTYPES[dtype])
+        model = build_meta_model(transformers_config(trained.base), DTYPES[dtype], quantization=asked)
+    layers = dict.fromkeys((layer for layer, _ in quantized_layers(model)), "")
+    base = trained.base
+    card = Card(base.name, base.location, base.revision, config_sha256(base), method, "sft", dtype, 0)
+    return replace(trained, card=replace(card, quantized_sha256=layers))
 
 
 def point_to_whole_model(trained: Trained, settings: MergeSettings) -> None:
@@ -123,16 +202,44 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
     adapter = open_adapter_weights(trained.adapter)
     config = check_base(trained.base)
     onto, layers = "trained", {}
+    quantised = {}
+    with console.quiet_libraries():
+        model = build_meta_model(config, torch.float32)
     if trained.card is not None and was_quantised(trained):
         onto = "original" if settings.onto == "original" else "trained"
         layers = trained.card.quantized_sha256 if onto == "trained" else {}
         if onto == "trained" and not layers:
             what = f"{trained.name}: ftkit.json does not say which layers training saw quantised"
             raise UserError(what, ExitCode.MODEL, hint="--onto original")
-    with console.quiet_libraries():
-        model = build_meta_model(config, torch.float32)
-    steps = plan_merge(model, read_layout(base), adapter, quantised=layers, dtype=FILE_DTYPES[settings.dtype])
-    return Job(settings, trained, adapter, base, config, onto, steps, out)
+        names = trained.card.quantized_sha256
+        quantised = {layer: is_transposed(layer, find_layer(layer, model)) for layer in names}
+    adapter, ties = joined_ties(adapter, tied_parameters(model))
+    is_untied = settings.untie and bool(changed_ties(adapter, ties))
+    steps = plan_merge(
+        model,
+        read_layout(base),
+        adapter,
+        quantised=layers,
+        dtype=FILE_DTYPES[settings.dtype],
+        ties=ties,
+        untie=settings.untie,
+    )
+    if is_untied:
+        console.info("untied: head and embeddings are two tensors in the merged model")
+    return Job(settings, trained, adapter, base, config, onto, steps, is_untied, quantised, out)
+
+
+def joined_ties(adapter: Adapter, ties: dict[str, str]) -> tuple[Adapter, dict[str, str]]:
+    """The adapter, and those ties (parameter -> the one it is tied to) that training left open.
+
+    PEFT saves a tied parameter that was trained as one (`ensure_weight_tying`) under both names: equal ones count once.
+    """
+    saved, open_ties = dict(adapter.saved), dict(ties)
+    for name, source in ties.items():
+        alone = all(parameter.removesuffix(".weight") not in adapter.pairs for parameter in (name, source))
+        if alone and name in saved and source in saved and same_values(saved[name], saved[source]):
+            del saved[name], open_ties[name]
+    return replace(adapter, saved=saved), open_ties
 
 
 def choose_output(settings: MergeSettings, trained: Trained) -> Path:
@@ -147,29 +254,52 @@ def write_beside(job: Job, folder: Path) -> None:
     """Everything of the model folder but weights and reports."""
     copy_beside(job.base, job.adapter.folder, folder)
     dtype = main_dtype(job.steps)
-    write_config(job.base, folder, dtype, converted=job.settings.dtype != "auto")
-    if job.trained.card is not None:
+    write_config(job.base, folder, dtype, converted=job.settings.dtype != "auto", untied=job.untied)
+    write_modelfile(job, folder)
+    if job.own_card is not None:
         own = SHORT_DTYPES[dtype] if SHORT_DTYPES[dtype] in DTYPES else "fp32"
-        write_card(folder, replace(job.trained.card, method="merged", dtype=own, quantized_sha256={}))
+        write_card(folder, replace(job.own_card, method="merged", dtype=own, quantized_sha256={}))
 
 
-def findings(job: Job, changed: list[str], proof: Proof) -> dict[str, Any]:
+def write_modelfile(job: Job, folder: Path) -> None:
+    """What Ollama needs beside the model."""
+    tokenizer = load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else job.trained.base)
+    card = job.own_card
+    text = modelfile(tokenizer, card.template if card else None, card.stop_strings if card else [])
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def findings(job: Job, changed: list[str], ledger: Ledger, proof: Proof | None) -> dict[str, Any]:
     """What merge.json tells besides what was asked."""
     return {
+        "adapters": list(job.settings.adapter) or None,
+        "combine": job.settings.combine if job.settings.adapter else None,
         "method": job.trained.card.method if job.trained.card else None,
         "written_as": SHORT_DTYPES[main_dtype(job.steps)],
         "tensors": {
             "changed": changed,
             "unchanged": len(job.steps) - len(changed),
             "dequantised": [step.name for step in job.steps if step.quantised],
+            "sha256": dict(sorted(ledger.sha256.items())),
         },
-        "proof": {"proven": True, "probes": proof.probes, **asdict(proof.found), "limits": asdict(proof.limits)},
-        "live": asdict(proof.live) if proof.live else None,
+        "proof": described(proof),
+        "live": asdict(proof.live) if proof and proof.live else None,
     }
 
 
-def show(job: Job, changed: list[str], proof: Proof) -> None:
+def described(proof: Proof | None) -> dict[str, Any]:
+    """The proof in merge.json."""
+    if proof is None:
+        return {"proven": False}
+    asked = {"probes": proof.probes, "same_greedy": proof.same_greedy, "greedy_tokens": CONTINUED}
+    return {"proven": True, **asked, **asdict(proof.found), "limits": asdict(proof.limits)}
+
+
+def show(job: Job, changed: list[str], proof: Proof | None) -> None:
     """What was made and proven, for the person at the terminal."""
+    if proof is None:
+        console.info(f"{len(changed)} of {len(job.steps)} tensors changed, as planned, no others")
+        return
     found, limits, live = proof.found, proof.limits, proof.live
     logit_limit = limits.relative * found.largest_logit
     rows = [
@@ -179,6 +309,8 @@ def show(job: Job, changed: list[str], proof: Proof) -> None:
         ("mean KL, nats", f"{found.mean_kl:.2g}", f"{limits.mean_kl:.2g}"),
         ("same likeliest token", f"{found.agreement:.1%}", f"{limits.agreement:.0%}"),
     ]
+    greedy = f"{proof.same_greedy} of {proof.probes}"
+    rows.append((f"same {CONTINUED} tokens, written greedily", greedy, ""))
     if live is not None:
         rows.append(("to the live quantised model: mean KL", f"{live.mean_kl:.2g}", "not a gate"))
         rows.append(("to the live quantised model: same token", f"{live.agreement:.1%}", "not a gate"))

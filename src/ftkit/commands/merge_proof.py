@@ -1,61 +1,109 @@
-"""The proof of a merge: the files on disk, as transformers loads them, against base + adapter."""
+"""The proof of a merge: the files on disk against base + adapter, both run layer by layer from where their weights lie."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from ftkit import console
+from ftkit.core.checkpoint_names import parameter_names
 from ftkit.core.encoding import Encoder
 from ftkit.core.proof import (
     LIMITS,
-    LONGEST_PROBE_TOKENS,
     PLAIN_PROBES,
     Difference,
     Limits,
+    Probes,
     broken_limits,
     compare_logits,
-    probe_logits,
+    other_logits,
+    plan_probes,
+    reference_logits,
+    same_continuations,
 )
+from ftkit.core.streaming import Weight, adapt_streamed, build_placeholder_model, stream_weights
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.base_model import Base, context_length, load_tokenizer, load_weights
+from ftkit.io.adapter_weights import Adapter
+from ftkit.io.base_model import Base, load_tokenizer, load_weights, local_files, transformers_config
+from ftkit.io.card import Card
+from ftkit.io.devices import DTYPES
 from ftkit.io.jsonl import read_rows
-from ftkit.io.quantization import dequantize_weight, quantization_config, quantized_layers
+from ftkit.io.quantization import quantised_forward, quantization_config, seen_in_training
 from ftkit.io.run_folder import RunFolder
-from ftkit.io.trained import Trained, load_trained, put_adapter
+from ftkit.io.shards import read_layout
+from ftkit.io.tensors import FileWeight, read_tensor
+from ftkit.io.trained import Trained, put_adapter
+
+Layers = Mapping[str, bool]
+"""Layers that training saw quantised -> whether their weight lies as (in, out)."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """The merged folder against base + adapter, and against the live quantised model where there was one."""
+    """The merged folder against base + adapter, and against the live quantised model where there was one.
+
+    probes: texts. same_greedy: prompts, of as many, that both continue with the same tokens.
+    """
 
     probes: int
+    same_greedy: int
     found: Difference
     limits: Limits
     live: Difference | None
 
 
-def prove(trained: Trained, config: Any, folder: Path, *, onto: str, dtype: str, count: int) -> Proof:
+@dataclass(frozen=True)
+class SeenWeight:
+    """A weight that training held quantised, as the values that it saw, made anew whenever a layer runs."""
+
+    file: FileWeight
+    card: Card
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the base's tensor."""
+        return self.file.shape
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """All rows at once: scales of scales reach over the whole tensor."""
+        weight, card = read_tensor(self.file.place), self.card
+        yield 0, seen_in_training(weight, card.method, DTYPES[card.dtype], None, transposed=self.transposed)[0].float()
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """The rows of these numbers (n,)."""
+        return next(self.blocks())[1][rows]
+
+
+def prove(
+    trained: Trained, adapter: Adapter, config: Any, folder: Path, *, seen: Layers, live: Layers, dtype: str, count: int
+) -> Proof:
     """Compare next-token logits of base + adapter with those of the merged files; beyond the limits exit 8.
 
-    Both compute in float32 on the CPU. Where training saw a quantised base and the merge is onto that, the reference
-    has the values that the live quantised layers stand for. dtype: the coarsest that values were rounded to.
+    Both compute in float32 on the CPU. seen: layers of the base to take with the values that training saw. live: layers
+    to run quantised, as training ran them, for a comparison that decides nothing. dtype: the coarsest that values were
+    rounded to.
     """
     console.info("proving: base + adapter against the merged files, on probe prompts")
-    probes = probe_ids(trained, config, count)
-    live, seen = run_live(trained, probes) if was_quantised(trained) else (None, {})
-    expected = reference_logits(trained, seen if onto == "trained" else {}, probes)
-    given = merged_logits(folder, probes)
+    probes = plan_probes(probe_ids(trained, config, count), config.get_text_config().vocab_size)
+    reference = base_and_adapter(trained, adapter, config, seen=seen)
+    expected, continued = reference_logits(reference, probes)
+    del reference
+    merged = Base("the merged model", str(folder.resolve()))
+    given = other_logits(run_from_files(merged, transformers_config(merged)), probes, continued)
     found, limits = compare_logits(expected, given), LIMITS[dtype]
     broken = broken_limits(found, limits)
     if broken:
         hint = "this is a bug of ftkit: please report it" if dtype == "F32" else "--dtype fp32 rounds least"
         what = f"the merged model is not base + adapter, so it is not published: {'; '.join(broken)}"
         raise UserError(what, ExitCode.GATE, hint=hint)
-    return Proof(len(probes), found, limits, compare_logits(live, given) if live is not None else None)
+    del expected
+    seen_live = live_difference(trained, adapter, config, live, probes, continued, given) if live else None
+    return Proof(len(probes.texts), same_continuations(given, continued), found, limits, seen_live)
 
 
 def was_quantised(trained: Trained) -> bool:
@@ -64,15 +112,13 @@ def was_quantised(trained: Trained) -> bool:
 
 
 def probe_ids(trained: Trained, config: Any, count: int) -> list[list[int]]:
-    """Ids of the probe prompts: held-out rows of the run with their answers, else plain texts; 256 tokens at most."""
+    """Ids of the probe texts: held-out rows of the run with their answers, else plain texts."""
     own = trained.adapter is not None and (trained.adapter / "tokenizer_config.json").is_file()
     source = trained.adapter if trained.adapter is not None and own else trained.base
     tokenizer = load_tokenizer(source, config.get_text_config().vocab_size)
     encoder = Encoder(tokenizer, trained.card.template if trained.card else None)
-    probes = [encoder.example(row).ids for row in held_out_rows(trained.run, count)]
-    probes = probes or [encoder.prompt_ids(text) for text in PLAIN_PROBES[:count]]
-    longest = min(LONGEST_PROBE_TOKENS, context_length(config) or LONGEST_PROBE_TOKENS)
-    return [ids[:longest] for ids in probes]
+    texts = [encoder.example(row).ids for row in held_out_rows(trained.run, count)]
+    return texts or [encoder.prompt_ids(text) for text in PLAIN_PROBES[:count]]
 
 
 def held_out_rows(run: RunFolder | None, count: int) -> list[dict[str, Any]]:
@@ -82,26 +128,79 @@ def held_out_rows(run: RunFolder | None, count: int) -> list[dict[str, Any]]:
     return [row for _, (_, row) in zip(range(count), read_rows(str(run.valid)), strict=False)]
 
 
-def run_live(trained: Trained, probes: list[list[int]]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Logits of the quantised base + adapter as training ran it, and the values that its quantised layers stand for."""
-    model = load_trained(trained, "cpu").model
-    # before the first pass: it moves the scales of LLM.int8 elsewhere
-    seen = {name: dequantize_weight(layer.weight) for name, layer in quantized_layers(model)}
-    return probe_logits(model, probes), seen
-
-
-def reference_logits(trained: Trained, seen: dict[str, Tensor], probes: list[list[int]]) -> list[Tensor]:
-    """Logits of base + adapter in float32, PEFT's own; `seen` replaces weights (out, in) of the base, by layer."""
+def base_and_adapter(trained: Trained, adapter: Adapter, config: Any, *, seen: Layers, kernels: bool = False) -> Any:
+    """The base with its adapter on it, as PEFT runs them: float32, or with `kernels` in the format of the training and
+    with its quantised layers. Whatever PEFT replaces as a whole is in memory, nothing else is."""
     assert trained.adapter is not None
-    model = load_weights(trained.base, dtype=torch.float32, device="cpu")
-    for name, values in seen.items():
-        layer = model.get_submodule(name)
-        layer.weight.data.copy_(values.T if isinstance(layer, Conv1D) else values)
-    return probe_logits(put_adapter(model, trained.adapter).eval(), probes)
+    dtype = DTYPES[trained.card.dtype] if kernels and trained.card else torch.float32
+    with console.quiet_libraries():
+        model = build_placeholder_model(config, dtype)
+    weights = file_weights(model, local_files(trained.base, weights=True))
+    if weights is None:
+        return put_adapter(whole_base(trained, dtype, seen), trained.adapter).eval()
+    for layer, transposed in seen.items():
+        assert trained.card is not None
+        weights[f"{layer}.weight"] = SeenWeight(weights[f"{layer}.weight"], trained.card, transposed)  # type: ignore[arg-type]
+    forwards = {}
+    if kernels and trained.card:
+        forwards = {
+            layer: partial(run_quantised, trained.card, weights[f"{layer}.weight"].file.place, transposed)  # type: ignore[attr-defined]
+            for layer, transposed in seen.items()
+        }
+    stream_weights(model, weights, resident=adapter.saved, forwards=forwards)
+    streamed = dict(model.named_modules())
+    tuned = put_adapter(model, trained.adapter).eval()
+    adapt_streamed(tuned, weights, streamed)
+    return tuned
 
 
-def merged_logits(folder: Path, probes: list[list[int]]) -> list[Tensor]:
-    """Logits of the merged files in float32, as anyone's transformers loads them."""
-    return probe_logits(
-        load_weights(Base("the merged model", str(folder.resolve())), dtype=torch.float32, device="cpu"), probes
-    )
+def run_quantised(card: Card, place: Any, transposed: bool, module: Any, x: Tensor) -> Tensor:
+    """A layer as training ran it, its weight quantised anew."""
+    weight = read_tensor(place)
+    return quantised_forward(weight.T if transposed else weight, module.bias, x, card.method, DTYPES[card.dtype])
+
+
+def run_from_files(base: Base, config: Any) -> Any:
+    """A model in float32 whose weights stay in its files until a layer runs."""
+    folder = local_files(base, weights=True)
+    with console.quiet_libraries():
+        model = build_placeholder_model(config, torch.float32)
+    weights = file_weights(model, folder)
+    if weights is None:
+        return load_weights(base, dtype=torch.float32, device="cpu")
+    stream_weights(model, weights)
+    return model
+
+
+def file_weights(model: Any, folder: Path) -> dict[str, Weight] | None:
+    """Parameter name -> its tensor in a model folder; None where loading joins, splits or renames beyond one to one."""
+    layout = read_layout(folder)
+    found: dict[str, Weight] = {
+        parameter: FileWeight(layout[name]) for name, parameter in parameter_names(model, layout).items()
+    }
+    for name, source in dict(model.all_tied_weights_keys or {}).items():
+        for missing, present in ((name, source), (source, name)):
+            if missing not in found and present in found:
+                found[missing] = found[present]
+    needed = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return found if needed <= set(found) else None
+
+
+def whole_base(trained: Trained, dtype: torch.dtype, seen: Layers) -> Any:
+    """The base in memory, for architectures whose files are not the model's parameters one to one."""
+    model = load_weights(trained.base, dtype=dtype, device="cpu")
+    for layer, transposed in seen.items():
+        assert trained.card is not None
+        module = model.get_submodule(layer)
+        asked = trained.card.method, DTYPES[trained.card.dtype], None
+        values, _ = seen_in_training(module.weight.data, *asked, transposed=transposed)
+        module.weight.data.copy_(values)
+    return model
+
+
+def live_difference(
+    trained: Trained, adapter: Adapter, config: Any, live: Layers, probes: Probes, continued: Any, given: list[Tensor]
+) -> Difference:
+    """How far the merged model is from the quantised base + adapter as training ran it."""
+    model = base_and_adapter(trained, adapter, config, seen=live, kernels=True)
+    return compare_logits(other_logits(model, probes, continued), given)

@@ -5,6 +5,7 @@ Memory: torch itself and about three times the largest tensor of a 16-bit base (
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter
 from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
-from ftkit.io.quantization import dequantize_weight, fingerprint, quantize_weight, quantizing_devices
+from ftkit.io.quantization import seen_in_training
 from ftkit.io.shards import NewTensor, read_chunks, read_layout, write_shards
 from ftkit.io.tensors import FLOATS, bytes_of, flat, is_finite, not_finite, read_finite, same_values
 
@@ -29,10 +30,12 @@ class Ledger:
     """What the writing found.
 
     updated: tensors whose update is not zero. foreign: quantised layers that are not those of training.
+    sha256: of each tensor's bytes, as they were written.
     """
 
     updated: set[str] = field(default_factory=set)
     foreign: list[str] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder: Path) -> Ledger:
@@ -43,13 +46,17 @@ def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder
     with console.Progress("merging, tensors", len(steps)) as progress:
 
         def content(tensor: NewTensor) -> Iterator[Any]:
-            yield from merged_bytes(by_name[tensor.name], card, ledger)
+            digest = sha256()
+            for piece in merged_bytes(by_name[tensor.name], card, ledger):
+                digest.update(piece)
+                yield piece
+            ledger.sha256[tensor.name] = digest.hexdigest()
             progress.advance(note=tensor.name)
 
         write_shards(folder, [step.result for step in steps], content)
     if ledger.foreign:
         raise foreign_quantisation(ledger.foreign)
-    if not ledger.updated and not adapter.saved:
+    if not ledger.updated and adapter.is_plain:
         raise idle_adapter(adapter.folder)
     return ledger
 
@@ -59,7 +66,7 @@ def refuse_idle_adapter(adapter: Adapter) -> None:
     for layer, pair in adapter.pairs.items():
         read_finite(pair.a, f"{layer}.lora_A")
     idle = [layer for layer, pair in adapter.pairs.items() if is_zero(read_finite(pair.b, f"{layer}.lora_B"))]
-    if len(idle) == len(adapter.pairs) and not adapter.saved:
+    if len(idle) == len(adapter.pairs) and adapter.is_plain:
         raise idle_adapter(adapter.folder)
     if idle:
         share = f"{len(idle)} of its {len(adapter.pairs)} layers"
@@ -126,25 +133,26 @@ def merged_tensor(step: Step, card: Card | None, ledger: Ledger) -> Tensor:
         weight = as_trained(weight, step, card, ledger)
     if step.pair is not None:
         a, b = read_finite(step.pair.a, step.name), read_finite(step.pair.b, step.name)
-        update = LowRank(a, b, step.scale, step.transposed)
+        magnitude = read_finite(step.pair.magnitude, step.name) if step.pair.magnitude is not None else None
         if not (is_zero(a) or is_zero(b)):
             ledger.updated.add(step.name)
-        weight = apply_delta(weight, update)
-    return weight.to(FLOATS[step.dtype])
+        weight = apply_delta(weight, LowRank(a, b, step.scale, step.transposed, magnitude))
+    if step.bias is not None:
+        weight = weight.float() + read_finite(step.bias, step.name).float() * step.scale
+    weight = weight.to(FLOATS[step.dtype])
+    if step.rows is not None:
+        weight[list(step.rows.numbers)] = read_finite(step.rows.place, step.name).to(weight.dtype)
+    return weight
 
 
 def as_trained(weight: Tensor, step: Step, card: Card | None, ledger: Ledger) -> Tensor:
     """The values that training saw in a weight that it held quantised; one that comes out otherwise is noted."""
     assert card is not None and step.quantised is not None
-    upright = weight.T if step.transposed else weight
-    for device in quantizing_devices():
-        packed = quantize_weight(upright, card.method, DTYPES[card.dtype], device)
-        if fingerprint(packed) == card.quantized_sha256[step.quantised]:
-            break
-    else:
+    recorded = card.quantized_sha256[step.quantised] or None  # none: of an adapter that was not made by ftkit
+    values, is_same = seen_in_training(weight, card.method, DTYPES[card.dtype], recorded, transposed=step.transposed)
+    if not is_same:
         ledger.foreign.append(step.quantised)
-    values = dequantize_weight(packed)
-    return values.T.contiguous() if step.transposed else values
+    return values
 
 
 def require_only_planned_changes(steps: list[Step], folder: Path, ledger: Ledger) -> list[str]:

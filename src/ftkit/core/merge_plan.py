@@ -1,6 +1,6 @@
 """What becomes of each tensor of the base in a merge, decided before any weight is read."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from ftkit.core.checkpoint_names import parameter_names
 from ftkit.core.merging import adapter_rank, adapter_scale
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.adapter_weights import Adapter, Pair
+from ftkit.io.adapter_weights import Adapter, Pair, Rows
 from ftkit.io.shards import NewTensor, TensorPlace
 from ftkit.io.tensors import FLOATS
 
@@ -22,7 +22,8 @@ class Step:
     """One tensor of the base, and what is done to it, in this order.
 
     replaced_by: a whole tensor of the adapter. quantised: name of the layer that training saw quantised (its values
-    become those). pair, scale: the update that is added. transposed: the weight lies as (in, out).
+    become those). pair, scale: the update that is added. transposed: the weight lies as (in, out). bias: what is
+    added to a bias, times `scale`. rows: of an embedding, replaced by trained ones.
     dtype: of the result, as safetensors names it.
     """
 
@@ -34,11 +35,13 @@ class Step:
     pair: Pair | None = None
     scale: float = 0.0
     transposed: bool = False
+    bias: TensorPlace | None = None
+    rows: Rows | None = None
 
     @property
     def changes(self) -> bool:
         """True if values, not only their format, may become others."""
-        return self.replaced_by is not None or self.quantised is not None or self.pair is not None
+        return any((self.replaced_by, self.quantised, self.pair, self.bias, self.rows))
 
     @property
     def result(self) -> NewTensor:
@@ -53,30 +56,28 @@ def plan_merge(
     *,
     quantised: Collection[str] = (),
     dtype: str | None = None,
+    ties: Mapping[str, str],
+    untie: bool = False,
 ) -> list[Step]:
-    """A step for every tensor of the base's files, by name.
+    """A step for every tensor of the result, by name: those of the base's files, and what `untie` makes of a tied one.
 
     model: the base on the meta device. quantised: layers to take as training saw them. dtype: of the result as
-    safetensors names it; None keeps each tensor's. Whatever does not land on exactly one tensor is exit 4.
+    safetensors names it; None keeps each tensor's. ties: parameters that are one tensor
+    with another (`tied_parameters`). untie: where the adapter breaks a tie, each side gets a tensor of its own;
+    otherwise that is refused. Trained rows of tied embeddings keep the tie, as PEFT trains them. Whatever does not
+    land on exactly one tensor is exit 4.
     """
     parameters = parameter_names(model, layout)
+    if untie:
+        layout, parameters = untied(changed_ties(adapter, ties), layout, parameters)
+    kept = {} if untie else {**{source: target for target, source in ties.items()}, **ties}
+    kept = {name: other for name, other in kept.items() if name.removesuffix(".weight") not in adapter.rows}
     owners: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
         owners.setdefault(parameter, []).append(name)
-    changes: dict[str, dict[str, Any]] = {}
-    for parameter, place in adapter.saved.items():
-        name = owner_of(parameter, owners, model)
-        check_shape(parameter, layout[name].shape, place.shape)
-        changes.setdefault(name, {})["replaced_by"] = place
-    for layer in quantised:
-        name = owner_of(f"{layer}.weight", owners, model)
-        changes.setdefault(name, {}).update(quantised=layer, transposed=is_transposed(layer, find_layer(layer, model)))
-    for layer, pair in adapter.pairs.items():
-        update = plan_update(layer, pair, adapter.config, model)
-        name = owner_of(f"{layer}.weight", owners, model)
-        shape = (pair.b.shape[0], pair.a.shape[1])
-        check_shape(layer, layout[name].shape, shape[::-1] if update["transposed"] else shape)
-        changes.setdefault(name, {}).update(update)
+    changes = find_changes(
+        model, layout, adapter, quantised, lambda parameter: owner_of(parameter, owners, model, kept)
+    )
     return [
         Step(
             name,
@@ -88,6 +89,38 @@ def plan_merge(
     ]
 
 
+def find_changes(
+    model: Any,
+    layout: Mapping[str, TensorPlace],
+    adapter: Adapter,
+    quantised: Collection[str],
+    owner: Callable[[str], str],
+) -> dict[str, dict[str, Any]]:
+    """Tensor name -> what is done to it, as fields of its step; shapes are checked. owner: of a parameter, its tensor."""
+    changes: dict[str, dict[str, Any]] = {}
+    for parameter, place in adapter.saved.items():
+        name = owner(parameter)
+        check_shape(parameter, layout[name].shape, place.shape)
+        changes.setdefault(name, {})["replaced_by"] = place
+    for layer in quantised:
+        transposed = is_transposed(layer, find_layer(layer, model))
+        changes.setdefault(owner(f"{layer}.weight"), {}).update(quantised=layer, transposed=transposed)
+    for layer, pair in adapter.pairs.items():
+        update = plan_update(layer, pair, adapter.config, model)
+        name, shape = owner(f"{layer}.weight"), (pair.b.shape[0], pair.a.shape[1])
+        check_shape(layer, layout[name].shape, shape[::-1] if update["transposed"] else shape)
+        changes.setdefault(name, {}).update(update)
+        if pair.bias is not None:
+            name = owner(bias_of(layer, model))
+            check_shape(f"{layer}.bias", layout[name].shape, pair.bias.shape)
+            changes.setdefault(name, {}).update(bias=pair.bias, scale=update["scale"])
+    for layer, rows in adapter.rows.items():
+        name = owner(f"{layer}.weight")
+        check_rows(layer, rows, layout[name].shape)
+        changes.setdefault(name, {})["rows"] = rows
+    return changes
+
+
 def plan_update(layer: str, pair: Pair, config: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """The update of one adapted layer; which way its weight lies is asked of the base's layer."""
     module = find_layer(layer, model)
@@ -96,6 +129,8 @@ def plan_update(layer: str, pair: Pair, config: Mapping[str, Any], model: Any) -
         raise UserError(
             f"the adapter's layer '{layer}' has rank {pair.a.shape[0]}, its config says {rank}", ExitCode.MODEL
         )
+    if pair.magnitude is not None:
+        check_shape(f"{layer}.lora_magnitude_vector", (pair.b.shape[0],), pair.magnitude.shape)
     return {"pair": pair, "scale": adapter_scale(config, layer), "transposed": is_transposed(layer, module)}
 
 
@@ -119,14 +154,17 @@ def is_transposed(layer: str, module: nn.Module) -> bool:
     raise UserError(f"ftkit does not merge into '{layer}', a {type(module).__name__}", ExitCode.MODEL)
 
 
-def owner_of(parameter: str, owners: Mapping[str, list[str]], model: Any) -> str:
-    """The one tensor of the base's files that a parameter of the model is loaded from."""
-    tied = tied_with(parameter, model)
+def owner_of(parameter: str, owners: Mapping[str, list[str]], model: Any, ties: Mapping[str, str]) -> str:
+    """The one tensor of the base's files that a parameter of the model is loaded from.
+
+    ties: parameters that may not change, because they are one tensor with another.
+    """
+    tied = ties.get(parameter)
     if tied:
         raise UserError(
             f"the adapter changes '{parameter}', which is one tensor with '{tied}': merged, it would change both",
             ExitCode.MODEL,
-            hint="use the adapter unmerged, or train without it: --targets all-linear",
+            hint="--untie makes two tensors of it, as training had them; or use the adapter unmerged",
         )  # fmt: skip
     found = owners.get(parameter, [])
     if not found and parameter not in model.state_dict():
@@ -141,10 +179,45 @@ def owner_of(parameter: str, owners: Mapping[str, list[str]], model: Any) -> str
     return found[0]
 
 
-def tied_with(parameter: str, model: Any) -> str | None:
-    """The other name of a parameter that the model has under two names."""
-    pairs = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    return pairs.get(parameter) or next((target for target, source in pairs.items() if source == parameter), None)
+def tied_parameters(model: Any) -> dict[str, str]:
+    """Each parameter of the model that is one tensor with another (the head) -> that one (the embeddings)."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def changed_ties(adapter: Adapter, ties: Mapping[str, str]) -> dict[str, str]:
+    """Those ties that an adapter breaks, because it changes one side, or each side in its own way."""
+    changed = {*adapter.saved, *(f"{layer}.weight" for layer in adapter.pairs)}
+    return {name: source for name, source in ties.items() if name in changed or source in changed}
+
+
+def untied(
+    ties: Mapping[str, str], layout: Mapping[str, TensorPlace], parameters: Mapping[str, str]
+) -> tuple[dict[str, TensorPlace], dict[str, str]]:
+    """Layout and parameter names with a tensor of its own for both sides of each tie."""
+    files = {parameter: name for name, parameter in parameters.items()}
+    layout, parameters = dict(layout), dict(parameters)
+    for pair in ties.items():
+        for new, old in (pair, pair[::-1]):
+            if new not in files and old in files:
+                layout[new], parameters[new] = layout[files[old]], new
+    return layout, parameters
+
+
+def bias_of(layer: str, model: Any) -> str:
+    """The name of a layer's bias; a layer without one cannot take an update of it."""
+    if f"{layer}.bias" not in model.state_dict():
+        what = f"the adapter has a bias for '{layer}', which has none in the base: it can only be used unmerged"
+        raise UserError(what, ExitCode.MODEL, hint="train without lora_bias")
+    return f"{layer}.bias"
+
+
+def check_rows(layer: str, rows: Rows, shape: tuple[int, ...]) -> None:
+    """Exit 4 where trained rows do not fit into their embedding."""
+    check_shape(f"{layer}.weight, one row", shape[1:], rows.place.shape[1:])
+    beyond = [number for number in rows.numbers if not 0 <= number < shape[0]]
+    if beyond:
+        what = f"the adapter has a row {beyond[0]} of '{layer}', which has {shape[0]} in the base"
+        raise UserError(what, ExitCode.MODEL, hint=OTHER_BASE)
 
 
 def check_shape(name: str, expected: tuple[int, ...], given: tuple[int, ...]) -> None:

@@ -1,6 +1,7 @@
 """Adapter + base -> merged weights: the arithmetic of one tensor.
 
 LoRA, arXiv:2106.09685, section 4.1: W + (alpha / r) B A. rsLoRA, arXiv:2312.03732: alpha / sqrt(r) instead.
+DoRA, arXiv:2402.09353, section 4.1: m (W + scale B A) / ||W + scale B A||, the norm taken over each output's inputs.
 Legend: r rank; a weight is (out, in), or (in, out) where it lies the other way round.
 """
 
@@ -20,13 +21,14 @@ VALUES_AT_ONCE = 1 << 22
 class LowRank:
     """One layer's update: scale * b @ a, with a (r, in) and b (out, r) of any floating-point format.
 
-    transposed: the base's weight lies as (in, out): GPT-2's Conv1D, embeddings.
+    transposed: the base's weight lies as (in, out): GPT-2's Conv1D, embeddings. magnitude: DoRA's m (out,).
     """
 
     a: Tensor
     b: Tensor
     scale: float
     transposed: bool = False
+    magnitude: Tensor | None = None
 
 
 def delta(update: LowRank) -> Tensor:
@@ -41,15 +43,23 @@ def delta(update: LowRank) -> Tensor:
 
 
 def apply_delta(weight: Tensor, update: LowRank) -> Tensor:
-    """weight + delta, float32, not yet rounded. weight: any floating-point format; it is left as it is.
+    """weight + delta (DoRA: brought to its magnitudes), float32, not yet rounded.
 
+    weight: any floating-point format; it is left as it is.
     Added in parts: torch would make a float32 copy of the whole of a 16-bit weight.
     """
     merged = delta(update)
     rows = max(1, VALUES_AT_ONCE // max(1, weight[:1].numel()))
     for part, own in zip(torch.split(merged, rows), torch.split(weight, rows), strict=True):
         part.add_(own)
-    return merged
+    return merged if update.magnitude is None else with_magnitude(merged, update.magnitude, update.transposed)
+
+
+def with_magnitude(direction: Tensor, magnitude: Tensor, transposed: bool) -> Tensor:
+    """DoRA: every output's weights get the norm that was trained; in place. direction: float32, as the base's lies."""
+    upright = direction.T if transposed else direction  # (out, in)
+    factor = magnitude.float() / torch.linalg.norm(upright, dim=1)
+    return direction.mul_(factor if transposed else factor.unsqueeze(1))
 
 
 def adapter_scale(config: Mapping[str, Any], module: str) -> float:

@@ -26,9 +26,14 @@ from torch import Tensor
 
 from ftkit.core.loss import counted_logits
 
-LONGEST_PROBE_TOKENS = 256
+MOST_TOKENS = 512
+"""Of all probe texts together: what a layer makes of them should be smaller than its weight."""
 LONGEST_COMPARED = 64
-"""Positions of a probe that are compared: its last ones, where an answer stands."""
+"""Positions of a text that are compared: its last ones, where an answer stands."""
+MOST_LOGITS = 1 << 23
+LONGEST_PROMPT = 16
+CONTINUED = 4
+"""Tokens of a greedy continuation. Each is a pass through all weights."""
 PLAIN_PROBES = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle.",
     "Explain in simple words why the sky is blue.",
@@ -79,20 +84,80 @@ LIMITS = {
 """By the coarsest format among the changed tensors, as safetensors names it."""
 
 
+def batched(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of ids, padded on the right with 0, int64 (B, T): attention is causal, so nothing before a pad sees it."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What both models are asked: texts, of whose last `compared` positions the logits are compared, and prompts that
+    the reference continues greedily."""
+
+    texts: list[list[int]]
+    compared: int
+    prompts: list[list[int]]
+
+
+def plan_probes(texts: Sequence[Sequence[int]], vocabulary: int) -> Probes:
+    """Cut what is too long: texts to their ends, MOST_TOKENS in all; positions, so that MOST_LOGITS are compared."""
+    longest = max(1, MOST_TOKENS // len(texts))
+    compared = min(LONGEST_COMPARED, max(1, MOST_LOGITS // (vocabulary * len(texts))))
+    return Probes([list(ids[-longest:]) for ids in texts], compared, [list(ids[:LONGEST_PROMPT]) for ids in texts])
+
+
 @torch.no_grad()
-def probe_logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits (N, V) float32 at the last positions of each probe, the model in evaluation mode."""
-    found = []
-    for ids in probes:
-        positions = torch.arange(max(0, len(ids) - LONGEST_COMPARED), len(ids))
-        found.append(counted_logits(model, torch.tensor([list(ids)]), positions).float())
-    return found
+def reference_logits(model: Any, probes: Probes) -> tuple[list[Tensor], list[list[int]]]:
+    """(logits float32 in parts (n, V), the greedy continuation of each prompt, CONTINUED tokens).
+
+    Logits: at the compared positions of all texts, then, token by token, at the last position of every prompt.
+    """
+    found = [logits_at(model, probes.texts, compared_positions(probes.texts, probes.compared))]
+    rows = [list(prompt) for prompt in probes.prompts]
+    for _ in range(CONTINUED):
+        logits = logits_at(model, rows, [(number, len(row) - 1) for number, row in enumerate(rows)])
+        found.append(logits)
+        for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
+            row.append(token)
+    return found, [row[-CONTINUED:] for row in rows]
+
+
+@torch.no_grad()
+def other_logits(model: Any, probes: Probes, continued: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits float32 of another model at the same positions, in parts (n, V); the reference's continuations are given."""
+    rows = [[*prompt, *tokens[:-1]] for prompt, tokens in zip(probes.prompts, continued, strict=True)]
+    ends = [
+        (number, len(prompt) - 1 + step) for step in range(CONTINUED) for number, prompt in enumerate(probes.prompts)
+    ]
+    found = logits_at(model, probes.texts, compared_positions(probes.texts, probes.compared))
+    return [found, *torch.split(logits_at(model, rows, ends), len(rows))]
+
+
+def compared_positions(texts: Sequence[Sequence[int]], compared: int) -> list[tuple[int, int]]:
+    """(row, position) of the last `compared` positions of every text."""
+    return [(row, at) for row, ids in enumerate(texts) for at in range(max(0, len(ids) - compared), len(ids))]
+
+
+def logits_at(model: Any, rows: Sequence[Sequence[int]], positions: Sequence[tuple[int, int]]) -> Tensor:
+    """Logits (N, V) float32 at (row, position) of rows of ids."""
+    batch = batched(rows)
+    width = batch.shape[1]
+    return counted_logits(model, batch, torch.tensor([row * width + at for row, at in positions])).float()
+
+
+def same_continuations(logits: Sequence[Tensor], continued: Sequence[Sequence[int]]) -> int:
+    """How many prompts a model continues with the reference's tokens; logits as `other_logits` gives them."""
+    tokens = torch.stack([step.argmax(-1) for step in logits[-CONTINUED:]], dim=1)  # (prompts, CONTINUED)
+    return sum(own == list(theirs) for own, theirs in zip(tokens.tolist(), continued, strict=True))
 
 
 def compare_logits(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
-    """The difference between two models' logits (N, V) of the same probes; KL is summed in float64."""
+    """The difference between two models' logits at the same positions, in equal parts (n, V); KL is summed in float64."""
     positions, logit, difference, kl, same = 0, 0.0, 0.0, 0.0, 0
-    for p, q in zip(reference, other, strict=True):
+    at_once = max(1, (1 << 18) // reference[0].shape[-1])
+    ours, theirs = ([part for piece in side for part in torch.split(piece, at_once)] for side in (reference, other))
+    for p, q in zip(ours, theirs, strict=True):
         positions += len(p)
         logit = max(logit, float(p.abs().max()))
         difference = max(difference, float((p - q).abs().max()))

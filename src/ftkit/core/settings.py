@@ -339,7 +339,24 @@ class MergeSettings:
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the merged weights; auto keeps the base's")
     ] = "auto"
+    adapter: Annotated[
+        list[str], Option("Instead of RUN: several adapters of one base, each with a weight", metavar="PATH=WEIGHT")
+    ] = ()  # type: ignore[assignment]
+    combine: Annotated[
+        Literal["cat", "linear", "svd", "ties", "dare-ties"],
+        Option("How several adapters become one: cat is their exact sum, svd that sum at the largest rank"),
+    ] = "cat"
+    density: Annotated[float, Option("Share of values that ties and dare-ties keep")] = 0.5
+    seed: Annotated[int, Option("Seed of dare-ties, which keeps values at random")] = 42
+    trained_on: Annotated[
+        Literal["nf4", "nf4-dq", "fp4", "fp4-dq", "int8"] | None,
+        Option("How the base was quantised in training, for adapters of other tools (dq: double quantisation)"),
+    ] = None
+    untie: Annotated[
+        bool, Option("Give a tied head a tensor of its own, where the adapter changes it or the embeddings alone")
+    ] = False
     check: Annotated[int, Option("Probe prompts of the proof", metavar="N")] = 8
+    no_check: Annotated[bool, Option("Publish without the proof; the model card says UNPROVEN")] = False
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print merge.json on stdout instead of the path")] = False
 

@@ -1,6 +1,6 @@
 """The tensors of an adapter in PEFT's layout, by layer: found, named and checked, not yet read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,17 @@ from ftkit.io.trained import read_adapter_config
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-PARTS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b"}
+PARTS = {
+    ".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b",
+    ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude", ".lora_B.bias": "bias",
+}  # fmt: skip
+EMBEDDINGS = (".embed_tokens.weight", ".lm_head.weight")
+"""What PEFT saves along where embeddings were trained or resized, and puts in place of the base's."""
+ROWS = ".token_adapter.trainable_tokens_delta"
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 NOT_MERGED = {
-    "use_dora": "DoRA",
     "alora_invocation_tokens": "activated LoRA",
-    "lora_bias": "LoRA with biases",
     "target_parameters": "LoRA on bare parameters",
-    "trainable_token_indices": "trainable tokens",
     "layer_replication": "repeated layers",
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
@@ -28,10 +31,23 @@ NOT_MERGED = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Where the two factors of one layer's update lie: a (r, in), b (out, r)."""
+    """Where the two factors of one layer's update lie: a (r, in), b (out, r).
+
+    magnitude: DoRA's norms (out,). bias: an update of the layer's bias (out,), scaled as the weight's.
+    """
 
     a: TensorPlace
     b: TensorPlace
+    magnitude: TensorPlace | None = None
+    bias: TensorPlace | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Trained rows of an embedding: their numbers, and where their values (n, width) lie."""
+
+    numbers: tuple[int, ...]
+    place: TensorPlace
 
 
 @dataclass(frozen=True)
@@ -39,13 +55,20 @@ class Adapter:
     """What an adapter folder holds.
 
     pairs: layer name in the base model -> its factors. saved: parameter name -> the whole tensor that replaces the
-    base's (before an update of the same layer is added).
+    base's (before an update of the same layer is added). rows: embedding -> which of its rows are replaced, and by what.
     """
 
     folder: Path
     config: dict[str, Any]
     pairs: dict[str, Pair]
     saved: dict[str, TensorPlace]
+    rows: dict[str, Rows] = field(default_factory=dict)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if it is nothing but sums B A: then it does nothing where all of these are zero."""
+        extra = any(pair.magnitude or pair.bias for pair in self.pairs.values())
+        return not (self.saved or self.rows or extra)
 
 
 def open_adapter_weights(folder: Path) -> Adapter:
@@ -54,24 +77,35 @@ def open_adapter_weights(folder: Path) -> Adapter:
     refuse_unmerged(folder, config)
     halves: dict[str, dict[str, TensorPlace]] = {}
     saved: dict[str, TensorPlace] = {}
+    rows: dict[str, Rows] = {}
     for key, place in read_header(folder / WEIGHTS).items():
         name = key.removeprefix(PREFIX)
         part = next((end for end in PARTS if name.endswith(end)), None)
         if part is not None:
             halves.setdefault(name.removesuffix(part), {})[PARTS[part]] = place
+        elif name.endswith(ROWS):
+            layer = name.removesuffix(ROWS)
+            rows[layer] = trained_rows(folder, layer, config, place)
         elif is_saved_whole(name, config):
             saved[name.replace(".base_layer.", ".")] = place
         else:
             raise UserError(f"{folder}: its tensor '{key}' belongs to nothing that ftkit merges", ExitCode.MODEL)
-    if not halves and not saved:
+    if not halves and not saved and not rows:
         raise UserError(f"{folder / WEIGHTS}: holds no tensors", ExitCode.MODEL)
-    return Adapter(folder, config, {name: whole_pair(folder, name, parts) for name, parts in halves.items()}, saved)
+    pairs = {name: whole_pair(folder, name, parts) for name, parts in halves.items()}
+    return Adapter(folder, config, pairs, saved, rows)
 
 
 def is_saved_whole(name: str, config: dict[str, Any]) -> bool:
-    """True for a tensor of `modules_to_save`, or the weight of an adapted embedding or head, which PEFT saves along."""
+    """True for a tensor of `modules_to_save`, a trained bias, or an adapted embedding or head, which PEFT saves along."""
     modules = config.get("modules_to_save") or ()
-    return ".base_layer." in name or any(f".{module}." in f".{name}" for module in modules)
+    is_bias = config.get("bias", "none") != "none" and name.endswith(".bias")
+    return (
+        is_bias
+        or f".{name}".endswith(EMBEDDINGS)
+        or ".base_layer." in name
+        or any(f".{module}." in f".{name}" for module in modules)
+    )
 
 
 def refuse_unmerged(folder: Path, config: dict[str, Any]) -> None:
@@ -79,8 +113,6 @@ def refuse_unmerged(folder: Path, config: dict[str, Any]) -> None:
     for key, name in NOT_MERGED.items():
         if config.get(key):
             raise unmerged(folder, f"{name} ({key})")
-    if config.get("bias", "none") != "none":
-        raise unmerged(folder, f"trained biases (bias: {config['bias']})")
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:  # such a start changes the base, so base + adapter is not what was trained
         raise unmerged(folder, f"an adapter that changed its base at the start (init_lora_weights: {start})")
@@ -95,12 +127,12 @@ def unmerged(folder: Path, what: str) -> UserError:
 
 def whole_pair(folder: Path, layer: str, parts: dict[str, TensorPlace]) -> Pair:
     """Both factors of a layer, of one rank."""
-    if len(parts) < 2:
-        missing = "B" if "a" in parts else "A"
+    missing = [half.upper() for half in ("a", "b") if half not in parts]
+    if missing:
         raise UserError(
-            f"{folder / WEIGHTS}: layer '{layer}' has no lora_{missing}", ExitCode.MODEL, hint="the file is damaged"
+            f"{folder / WEIGHTS}: layer '{layer}' has no lora_{missing[0]}", ExitCode.MODEL, hint="the file is damaged"
         )
-    pair = Pair(parts["a"], parts["b"])
+    pair = Pair(**parts)
     if len(pair.a.shape) != 2 or len(pair.b.shape) != 2:
         raise UserError(
             f"{folder}: ftkit does not merge LoRA on '{layer}': its factors are no matrices", ExitCode.MODEL
@@ -111,3 +143,14 @@ def whole_pair(folder: Path, layer: str, parts: dict[str, TensorPlace]) -> Pair:
             ExitCode.MODEL,
         )
     return pair
+
+
+def trained_rows(folder: Path, layer: str, config: dict[str, Any], place: TensorPlace) -> Rows:
+    """The rows of an embedding that `trainable_token_indices` names, for all embeddings or by the end of their names."""
+    named = config.get("trainable_token_indices") or []
+    if isinstance(named, dict):
+        named = next((rows for key, rows in named.items() if f".{layer}".endswith(f".{key}")), [])
+    if len(named) != place.shape[0] or not all(type(number) is int for number in named):
+        what = f"holds {place.shape[0]} trained rows of '{layer}', its config names {len(named)}"
+        raise UserError(f"{folder / WEIGHTS}: {what}", ExitCode.MODEL, hint="the file is damaged")
+    return Rows(tuple(named), place)

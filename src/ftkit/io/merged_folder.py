@@ -13,11 +13,11 @@ from ftkit.io.card import Card
 
 SCHEMA = "ftkit.merge/1"
 REPORT = "merge.json"
-WORDS = {"adapter": "adapter", "base": "base", "onto": "--onto", "dtype": "--dtype"}
+WORDS = {"adapter": "adapter", "base": "base", "onto": "--onto", "dtype": "--dtype", "trained_on": "--trained-on"}
 
 
-def merge_identity(adapter: Path, base: Base, onto: str, dtype: str) -> dict[str, Any]:
-    """What decides a merge's result: an output with the same identity is the same model. dtype: as asked."""
+def merge_identity(adapter: Path, base: Base, onto: str, dtype: str, trained_on: str | None = None) -> dict[str, Any]:
+    """What decides a merge's result: an output with the same identity is the same model. dtype, trained_on: as asked."""
     return {
         "adapter": {
             "path": str(adapter),
@@ -32,6 +32,7 @@ def merge_identity(adapter: Path, base: Base, onto: str, dtype: str) -> dict[str
         },
         "onto": onto,
         "dtype": dtype,
+        "trained_on": trained_on,
     }
 
 
@@ -47,9 +48,10 @@ def refuse_harm(out: Path, adapter: Path, base: Path) -> None:
             raise UserError(f"{out}: holds the {name} ({folder})", ExitCode.MODEL, hint="give another -o")
 
 
-def is_done(out: Path, identity: dict[str, Any], *, force: bool) -> bool:
+def is_done(out: Path, identity: dict[str, Any], *, force: bool, unproven: bool = False) -> bool:
     """True if the output is there, whole, proven and of this identity; anything else there is exit 9 without `force`.
 
+    unproven: it need not be proven.
     What is no merged model is not replaced even with `force`: it may be anything.
     """
     if not out.exists():
@@ -63,11 +65,12 @@ def is_done(out: Path, identity: dict[str, Any], *, force: bool) -> bool:
         return False
     if not report:
         refuse_existing(out, replace=False)
-    fault = why_not_the_same(out, report, identity)
+    fault = why_not_the_same(out, report, identity, unproven=unproven)
     if fault:
         hint = "--force replaces it, -o puts the new one elsewhere"
         raise UserError(f"{out} exists and {fault}", ExitCode.EXISTS, hint=hint)
-    console.info(f"{out}: there already, proven and from the same adapter")
+    proven = "proven and" if report["proof"].get("proven") else "unproven,"
+    console.info(f"{out}: there already, {proven} from the same adapter")
     return True
 
 
@@ -76,12 +79,12 @@ def is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def why_not_the_same(out: Path, report: dict[str, Any], identity: dict[str, Any]) -> str | None:
+def why_not_the_same(out: Path, report: dict[str, Any], identity: dict[str, Any], *, unproven: bool) -> str | None:
     """What keeps an existing output from being the one that is asked for, in words; None if it is."""
     other = [key for key, value in identity.items() if without_path(report.get(key)) != without_path(value)]
     if other:
         return f"is merged with another {' and another '.join(WORDS[key] for key in other)}"
-    if not report.get("proof", {}).get("proven"):
+    if not report.get("proof", {}).get("proven") and not (unproven and "proof" in report):
         return "is not proven"
     try:
         check_manifest(out)
@@ -128,11 +131,17 @@ def model_card(report: dict[str, Any], base: Base, card: Card | None) -> str:
     if report["live"] is not None:
         seen = {"trained": "the quantised values that training saw", "original": "the original, unquantised weights"}
         lines.append(f"- the adapter is added to {seen[report['onto']]}")
-    proof = report["proof"]
-    lines += [
+    lines += [*proof_lines(report["proof"]), "- details: merge.json"]
+    return "\n".join(lines) + "\n"
+
+
+def proof_lines(proof: dict[str, Any]) -> list[str]:
+    """What the model card says of the proof."""
+    if not proof["proven"]:
+        return ["- UNPROVEN: merged with --no-check, never compared with base + adapter"]
+    return [
         f"- proven equal to base + adapter on {proof['probes']} prompts ({proof['positions']} positions):",
         f"  largest logit difference {proof['largest_difference']:.2g} of {proof['largest_logit']:.3g},",
-        f"  mean KL {proof['mean_kl']:.2g} nats, same likeliest token at {proof['agreement']:.1%}",
-        "- details: merge.json",
+        f"  mean KL {proof['mean_kl']:.2g} nats, same likeliest token at {proof['agreement']:.1%},",
+        f"  the same {proof['greedy_tokens']} tokens written greedily for {proof['same_greedy']} of {proof['probes']}",
     ]
-    return "\n".join(lines) + "\n"

@@ -14,16 +14,28 @@ from torch import Tensor, nn
 from ftkit.errors import ExitCode, UserError
 
 BLOCK = 64
-"""Weights per NF4 block with a scale of its own."""
+"""Weights per 4-bit block with a scale of its own."""
+FOUR_BITS = {
+    "qlora": ("nf4", True),
+    "nf4": ("nf4", False),
+    "nf4-dq": ("nf4", True),
+    "fp4": ("fp4", False),
+    "fp4-dq": ("fp4", True),
+}
+"""Method -> kind of number, and whether scales are quantised too (dq). train makes qlora; others come from elsewhere."""
 
 
 def quantization_config(method: str, compute: torch.dtype) -> Any:
     """The bitsandbytes settings of a training method; None where the base stays as it is."""
     from transformers import BitsAndBytesConfig
 
-    if method == "qlora":
+    if method in FOUR_BITS:
+        kind, double = FOUR_BITS[method]
         return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+            load_in_4bit=True,
+            bnb_4bit_quant_type=kind,
+            bnb_4bit_use_double_quant=double,
+            bnb_4bit_compute_dtype=compute,
         )
     if method == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -133,6 +145,40 @@ def dequantize_weight(weight: Any, scales: Tensor | None = None) -> Tensor:
     if state is not None:
         return dequantize_4bit(weight.data, state).cpu()  # type: ignore[no-any-return]
     return int8_vectorwise_dequant(weight.data, weight.SCB if scales is None else scales).cpu()  # type: ignore[no-any-return]
+
+
+def seen_in_training(
+    weight: Tensor, method: str, dtype: torch.dtype, sha256: str | None, *, transposed: bool
+) -> tuple[Tensor, bool]:
+    """(the values that training saw in a weight that it held quantised, whether they have the recorded fingerprint).
+
+    weight: as in the file, (in, out) where `transposed`; the values lie the same way. sha256: None accepts any.
+    """
+    upright = weight.T if transposed else weight
+    is_same = False
+    for device in quantizing_devices():
+        packed = quantize_weight(upright, method, dtype, device)
+        is_same = sha256 in (None, fingerprint(packed))
+        if is_same:
+            break
+    values = dequantize_weight(packed)
+    return (values.T.contiguous() if transposed else values), is_same
+
+
+def quantised_forward(weight: Tensor, bias: Tensor | None, x: Tensor, method: str, dtype: torch.dtype) -> Tensor:
+    """x (..., in) -> (..., out) as a layer with this weight (out, in), quantised for a training method, computes it."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    outputs, inputs = weight.shape
+    if method == "int8":
+        threshold = quantization_config(method, dtype).llm_int8_threshold
+        layer = Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False, threshold=threshold)
+    else:
+        layer = Linear4bit(inputs, outputs, bias=False, compute_dtype=dtype)
+        layer.support_avx512bf16_for_cpu = False
+    layer.weight = quantize_weight(weight, method, dtype)
+    layer.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+    return layer.eval()(x)  # type: ignore[no-any-return]
 
 
 def quantizing_devices() -> list[str]:

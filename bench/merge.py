@@ -1,0 +1,168 @@
+"""merge against PEFT's merge_and_unload + save_pretrained: python bench/merge.py [--size 0.3B] [--rounds 3]
+
+A Llama of random bfloat16 weights in shards and a LoRA (rank 16, every linear layer) of random numbers; ftkit with and
+without its proof. Every way runs in a process of its own, interleaved; medians, peak memory (VmHWM: pages of mapped
+files count) and ratios are printed, and the merged tensors are compared one by one. Only the ratios of one run count:
+machines and moments differ.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SIZES = {
+    "0.06B": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
+    "0.3B": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 18, "num_attention_heads": 16},
+    "1.1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
+}
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def make_base(folder: Path, size: str, shard: str) -> None:
+    """A Llama of random weights in bfloat16, in shards, with a tokenizer of bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=32000, tie_word_embeddings=False, **SIZES[size])
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"</s>": 0} | {byte: at for at, byte in enumerate(alphabet, 1)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+
+
+def make_adapter(base: Path, folder: Path) -> None:
+    """A LoRA on every linear layer, its B random instead of trained."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    tuned = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=LINEAR))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    tuned.save_pretrained(folder)
+
+
+def with_peft(base: Path, adapter: Path, out: Path, shard: str) -> None:
+    """transformers loads, PEFT merges, transformers saves."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(out, max_shard_size=shard)
+    AutoTokenizer.from_pretrained(base).save_pretrained(out)
+
+
+def with_ftkit(adapter: Path, out: Path, *more: str) -> None:
+    """ftkit merge."""
+    from ftkit.cli import main
+
+    try:
+        main(["merge", str(adapter), "-o", str(out), "-q", *more])
+    except SystemExit as end:
+        assert end.code == 0
+
+
+def imports_only() -> None:
+    """What the libraries take without doing anything."""
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+
+def run_way(way: str, folder: Path, shard: str) -> None:
+    """One way, in this process."""
+    base, adapter, out = folder / "base", folder / "adapter", folder / way
+    if way == "make":
+        make_base(base, os.environ["FTKIT_BENCH_SIZE"], shard)
+        make_adapter(base, adapter)
+    elif way == "imports":
+        imports_only()
+    elif way == "peft":
+        with_peft(base, adapter, out, shard)
+    else:
+        with_ftkit(adapter, out, *([] if way == "ftkit" else ["--no-check"]))
+
+
+def measure(way: str, folder: Path, shard: str) -> tuple[float, float]:
+    """(seconds, peak MB) of one way in a process of its own, its start included."""
+    shutil.rmtree(folder / way, ignore_errors=True)
+    started = time.perf_counter()
+    command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--shard", shard]
+    done = subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started, float(done.stdout.split()[-1])
+
+
+def peak_mb() -> float:
+    """The largest resident size that this process had."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def equal_tensors(one: Path, other: Path) -> tuple[int, int]:
+    """(tensors that are equal to the bit, all tensors) of two model folders."""
+    import torch
+    from safetensors import safe_open
+
+    def opened(folder: Path) -> dict[str, object]:
+        files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+        return {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    left, right = opened(one), opened(other)
+    assert left.keys() == right.keys()
+    same = [torch.equal(left[name].get_tensor(name), right[name].get_tensor(name)) for name in left]  # type: ignore[attr-defined]
+    return sum(same), len(same)
+
+
+def main() -> None:
+    """Run one way (as a child), or all of them and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="0.3B")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shard", default="250MB")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--way")
+    parser.add_argument("--folder", type=Path)
+    asked = parser.parse_args()
+    if asked.way:
+        run_way(asked.way, asked.folder, asked.shard)
+        sys.stdout.write(f"\n{peak_mb():.0f}\n")
+        return
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ("imports", "peft", "ftkit", "ftkit --no-check")}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["FTKIT_BENCH_SIZE"] = asked.size
+        measure("make", folder, asked.shard)
+        for _ in range(asked.rounds):
+            for way, results in found.items():
+                results.append(measure(way, folder, asked.shard))
+        same, tensors = equal_tensors(folder / "peft", folder / "ftkit")
+    medians = {
+        way: tuple(statistics.median(column) for column in zip(*results, strict=True)) for way, results in found.items()
+    }
+    if asked.json:
+        sys.stdout.write(json.dumps({"size": asked.size, "equal": [same, tensors], "medians": medians}) + "\n")
+        return
+    peft = medians["peft"]
+    sys.stdout.write(f"{asked.size}, {asked.rounds} rounds; {same} of {tensors} tensors equal to PEFT's to the bit\n")
+    sys.stdout.write(f"{'way':<20}{'s':>8}{'MB':>8}{'time':>8}{'memory':>8}  of PEFT's\n")
+    for way, (seconds, peak) in medians.items():
+        sys.stdout.write(f"{way:<20}{seconds:>8.1f}{peak:>8.0f}{seconds / peft[0]:>8.2f}{peak / peft[1]:>8.2f}\n")
+
+
+if __name__ == "__main__":
+    main()
