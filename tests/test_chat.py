@@ -316,7 +316,7 @@ class Terminal:
             )
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # rows, columns
 
-    def read_until(self, pattern, seconds=90):
+    def read_until(self, pattern, seconds=180):
         """What is shown up to and with the pattern; later output stays for the next call."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.shown)):
@@ -334,7 +334,7 @@ class Terminal:
     def type(self, keys):
         os.write(self.fd, keys.encode())
 
-    def exit_code(self, seconds=30):
+    def exit_code(self, seconds=90):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if select.select([self.fd], [], [], 0.05)[0]:
