@@ -565,6 +565,21 @@ def test_files_that_are_not_base_and_adapter_do_not_pass_the_proof(adapter, tiny
         assert raised.value.exit_code == ExitCode.GATE
 
 
+def test_the_proof_catches_a_tied_head_that_peft_merges_into_the_embeddings_too(tied, tmp_path):
+    from ftkit.commands.merge_proof import prove
+    from ftkit.io.adapter_weights import open_adapter_weights
+    from ftkit.io.base_model import check_base
+
+    adapter = make_adapter(tied, tmp_path / "adapter", target_modules=["lm_head"])
+    merged_by_peft(tied, adapter).save_pretrained(tmp_path / "peft")
+    trained = open_trained(str(adapter))
+    asked = trained, open_adapter_weights(adapter), check_base(trained.base)
+    for dtype in ("F32", "BF16"):
+        with pytest.raises(UserError, match="not base") as raised:
+            prove(*asked, tmp_path / "peft", seen={}, live={}, dtype=dtype, count=4)
+        assert raised.value.exit_code == ExitCode.GATE
+
+
 def test_the_proof_says_how_many_prompts_are_continued_alike(adapter, tmp_path):
     report = json.loads((merge(adapter, tmp_path / "out", check=5) / "merge.json").read_text())["proof"]
     assert report["same_greedy"] == report["probes"] == 5 and report["greedy_tokens"] == 4
