@@ -338,6 +338,38 @@ def test_the_merged_folder_answers_as_base_and_adapter_do(tiny_model, adapter, t
     )
 
 
+METHODS = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "tokens": {"trainable_token_indices": [3, 500]},
+    "embeddings": {"target_modules": ["embed_tokens", "v_proj"]},
+    "saved": {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("base", ["fp32", "bf16", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8"])
+def test_every_method_on_every_base_answers_as_peft_does(tiny_model, tmp_path, base, method):
+    from peft import PeftModel
+
+    quantised = base not in ("fp32", "bf16")
+    folder = as_bfloat16(tiny_model, tmp_path / "base") if base == "bf16" else tiny_model
+    kind = base if quantised else "lora"
+    adapter = make_adapter(folder, tmp_path / "adapter", method=kind, spread=0.05, **METHODS[method])
+    out = merge(adapter, tmp_path / "out", dtype="fp32", trained_on=base if quantised else None)
+    assert json.loads((out / "merge.json").read_text())["proof"]["proven"]
+    model = load_weights(
+        find_base(str(folder)),
+        dtype=torch.float32,
+        device="cpu",
+        quantization=quantization_config(kind, torch.float32),
+    )
+    model = model.dequantize() if quantised else model
+    expected = logits_of(PeftModel.from_pretrained(model, adapter))
+    assert torch.allclose(logits_of_folder(out), expected, atol=1e-3)
+
+
 # several adapters
 
 
@@ -530,6 +562,21 @@ def test_files_that_are_not_base_and_adapter_do_not_pass_the_proof(adapter, tiny
     for dtype in ("F32", "BF16"):
         with pytest.raises(UserError, match="not base") as raised:
             prove(*asked, seen={}, live={}, dtype=dtype, count=2)
+        assert raised.value.exit_code == ExitCode.GATE
+
+
+def test_the_proof_catches_a_tied_head_that_peft_merges_into_the_embeddings_too(tied, tmp_path):
+    from ftkit.commands.merge_proof import prove
+    from ftkit.io.adapter_weights import open_adapter_weights
+    from ftkit.io.base_model import check_base
+
+    adapter = make_adapter(tied, tmp_path / "adapter", target_modules=["lm_head"])
+    merged_by_peft(tied, adapter).save_pretrained(tmp_path / "peft")
+    trained = open_trained(str(adapter))
+    asked = trained, open_adapter_weights(adapter), check_base(trained.base)
+    for dtype in ("F32", "BF16"):
+        with pytest.raises(UserError, match="not base") as raised:
+            prove(*asked, tmp_path / "peft", seen={}, live={}, dtype=dtype, count=4)
         assert raised.value.exit_code == ExitCode.GATE
 
 

@@ -38,7 +38,7 @@ from ftkit.io.model_folder import copy_beside, require_space, write_config
 from ftkit.io.quantization import quantization_config, quantized_layers
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
-from ftkit.io.tensors import FLOATS, give_back_freed_memory, same_values
+from ftkit.io.tensors import FLOATS, same_values
 from ftkit.io.trained import Trained, open_trained, open_trained_run
 
 FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -76,7 +76,6 @@ class Job:
 def run(settings: MergeSettings) -> None:
     """Merge, prove, publish; or point to what is there already."""
     require(settings.check >= 1, "--check", settings.check, "1 or more")
-    give_back_freed_memory()
     if settings.adapter:
         with combined_adapter(settings) as trained:
             merge_one(settings, trained)

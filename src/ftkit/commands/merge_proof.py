@@ -35,7 +35,7 @@ from ftkit.io.jsonl import read_rows
 from ftkit.io.quantization import quantised_forward, quantization_config, seen_in_training
 from ftkit.io.run_folder import RunFolder
 from ftkit.io.shards import read_layout
-from ftkit.io.tensors import FileWeight, read_tensor
+from ftkit.io.tensors import FileWeight, give_back_freed_memory, read_tensor
 from ftkit.io.trained import Trained, put_adapter
 
 Layers = Mapping[str, bool]
@@ -88,6 +88,7 @@ def prove(
     to run quantised, as training ran them, for a comparison that decides nothing. dtype: the coarsest that values were
     rounded to.
     """
+    give_back_freed_memory()
     console.info("proving: base + adapter against the merged files, on probe prompts")
     probes = plan_probes(probe_ids(trained, config, count), config.get_text_config().vocab_size)
     reference = base_and_adapter(trained, adapter, config, seen=seen)
