@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from ftkit.core.packing import Segment
 
-NAME = "ftkit_tree"
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -39,7 +37,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Layout,
+    layout: Layout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -48,9 +46,13 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d), as transformers' attention interface wants it.
 
+    Without a layout, rows (B, H, T, d) that are padded on the right, each causal.
+
     Works on pieces (`split`, so that their gradients are joined once), segment by segment: work grows with the pairs
     that are really attended, not with T squared.
     """
+    if layout is None:
+        return attend(query, key, value, scaling, dropout, sliding_window, softcap).transpose(1, 2), None
     queries, keys, values = (torch.split(tensor, list(layout.lengths), dim=2) for tensor in (query, key, value))
     outputs = []
     for number, above in enumerate(layout.ancestors):
