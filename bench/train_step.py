@@ -79,7 +79,11 @@ def use_peft_forward(model: torch.nn.Module, own: bool) -> None:
 
 
 def take_step(
-    model: torch.nn.Module, optimizer: Any, rows: list[Example], way: tuple[bool, bool, bool], clock: Callable[[], float]
+    model: torch.nn.Module,
+    optimizer: Any,
+    rows: list[Example],
+    way: tuple[bool, bool, bool],
+    clock: Callable[[], float],
 ) -> tuple[float, float]:
     """(seconds of one step, cutting the rows into batches included; its loss)."""
     packed, shared, own = way
@@ -119,7 +123,9 @@ def main() -> None:
             for way, kind in WAYS.items():
                 seconds, losses[way] = take_step(model, optimizer, rows, kind, clock)
                 times[way] += [seconds] if turn else []
-        print(f"\n| {name}: {len(rows)} rows, {tokens:,} tokens | s/step | tokens/s | ratio | loss |\n|---|---|---|---|---|")
+        print(
+            f"\n| {name}: {len(rows)} rows, {tokens:,} tokens | s/step | tokens/s | ratio | loss |\n|---|---|---|---|---|"
+        )
         usual = times["padded, PEFT's forward"]
         for way, seconds_each in times.items():
             ratio = statistics.median(a / b for a, b in zip(usual, seconds_each, strict=True))

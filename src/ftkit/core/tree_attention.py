@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkit.core.packing import Segment
+
 SHORT_PAIRS = 2**16
 
 
