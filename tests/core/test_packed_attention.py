@@ -13,8 +13,8 @@ from ftkit.core.batching import make_batch, micro_batches, packed_batches
 from ftkit.core.encoding import Example
 from ftkit.core.loss import mean_loss, summed_loss
 from ftkit.core.packed_attention import NAME, packed_attention
-from ftkit.core.packing_check import packing_fault, rows_to_check
 from ftkit.core.packing import SHORTEST_SHARED, shared_length
+from ftkit.core.packing_check import packing_fault, rows_to_check
 from ftkit.core.settings import TrainSettings
 from ftkit.core.tree_attention import tree_attention
 
