@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkit.core.batching import Batch
+from ftkit.core.chunked_loss import chunk_size, counted_hidden, loss_in_chunks, summed_nats
 from ftkit.core.packed_attention import attends_in_packs
 from ftkit.core.tree_attention import Layout
 
@@ -21,9 +21,16 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
 
     float32, or float64 for a float64 model.
     """
-    logits = counted_logits(model, batch.input_ids, batch.counted, **batch.packing)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, batch.labels, reduction="sum")
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    size = chunk_size(getattr(head, "out_features", 0) or batch.labels.numel())
+    if batch.counted.numel() > size:
+        first = batch.counted[:1]  # one position goes through the head: the body is what this pass is for
+        hidden = counted_hidden(
+            model, batch.counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing)
+        )
+        if hidden is not None:
+            return loss_in_chunks(model, hidden, batch.labels, size)
+    return summed_nats(counted_logits(model, batch.input_ids, batch.counted, **batch.packing), batch.labels)
 
 
 def counted_logits(
