@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from ftkit.cli import main
@@ -21,6 +21,7 @@ from ftkit.commands.train import load
 from ftkit.commands.train_plan import prepare
 from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
+from ftkit.core.packed_attention import packed_attention
 from ftkit.core.settings import TrainSettings
 from ftkit.core.training import train_steps
 from ftkit.errors import ExitCode
@@ -124,7 +125,10 @@ def test_stdout_is_the_path_of_the_run_and_nothing_else(finished):
 
 def test_the_plan_and_a_marked_example_are_shown_before_the_first_step(finished):
     _, result = finished
-    assert "rows: 32 to train, 8 held out" in result.stderr and "4 steps of 4 rows" in result.stderr
+    assert (
+        "rows: 32 to train, 8 held out" in result.stderr
+        and "4 steps of 4 rows (packs of 4,096 tokens)" in result.stderr
+    )
     assert "trains 4,096 of 55,456 parameters" in result.stderr
     prompt, _, rest = result.stderr.partition("first example, trained tokens marked:\n")[2].partition("⟦")
     answer = rest.partition("⟧")[0]
@@ -205,7 +209,9 @@ def test_peft_loads_the_adapter_and_gives_the_logits_that_training_ended_with(ru
     prepared = prepared_again(finished, tiny_model)
     model = load(prepared)
     optimizer = make_optimizer(model, "adamw", 0.01, 0.0)
-    losses = [step.loss for step in train_steps(model, optimizer, prepared.examples, summed_loss, prepared.plan, "cpu")]
+    steps = train_steps(model, optimizer, prepared.examples, summed_loss, prepared.plan, "cpu")
+    with packed_attention(model):
+        losses = [step.loss for step in steps]
     assert losses == [line["loss"] for line in jsonl(run_folder / "metrics.jsonl") if "loss" in line]
     with torch.no_grad():
         assert torch.equal(tuned(ids).logits, model.eval()(input_ids=ids).logits)
@@ -241,12 +247,8 @@ def test_config_toml_repeats_the_run_to_the_byte(run_folder, finished, train, tm
     place, first = finished
     config = run_folder / "config.toml"
     resolved = tomllib.loads(config.read_text())["train"]
-    assert (resolved["micro_batch"], resolved["lr"], resolved["dtype"], resolved["objective"]) == (
-        "4",
-        0.01,
-        "fp32",
-        "sft",
-    )
+    names = ("micro_batch", "micro_tokens", "pack", "share_prefix", "lr", "dtype", "objective")
+    assert [resolved[name] for name in names] == ["4", "4096", "on", "on", 0.01, "fp32", "sft"]
     known = run_train("--config", config, cwd=place)
     assert (known.exit_code, known.stdout) == (0, first.stdout)  # where it was trained it is found, by its identity
     result = train("--config", config)
@@ -255,8 +257,12 @@ def test_config_toml_repeats_the_run_to_the_byte(run_folder, finished, train, tm
 
 
 @pytest.mark.parametrize(
-    "change", [["--seed", 43], ["--lr", 0.02], ["--alpha", 16], ["--batch", 8], ["--targets", "attention"]]
-)
+    "change",
+    [
+        ["--seed", 43], ["--lr", 0.02], ["--alpha", 16], ["--batch", 8], ["--targets", "attention"],
+        ["--pack", "off"], ["--share-prefix", "off"], ["--micro-tokens", 100], ["--micro-batch", 2],
+    ],
+)  # fmt: skip
 def test_another_setting_is_another_run(finished, change, tiny_model):
     place, first = finished
     shown = run_train("train.jsonl", "--model", tiny_model, *QUICK, *change, "--dry-run", "--json", cwd=place)
@@ -274,6 +280,49 @@ def test_other_held_out_rows_are_another_run(train, tmp_path, tiny_model):
         write_rows(tmp_path / "held.jsonl", rows)
         identities.append(json.loads(train(*options).stdout)["identity"])
     assert identities[0] == identities[1] != identities[2]
+
+
+# ---------------------------------------------------------------- packs
+def step_losses(folder):
+    return [line["loss"] for line in jsonl(folder / "metrics.jsonl") if "loss" in line]
+
+
+def test_packed_padded_shared_and_small_packs_train_the_same(trained, run_folder, tiny_model):
+    ways = (["--pack", "off"], ["--share-prefix", "off"], ["--micro-tokens", 40], ["--pack", "off", "--micro-batch", 1])
+    info = json.loads((run_folder / "run.json").read_text())
+    assert info["plan"]["pack"] and info["plan"]["share_prefix"] and info["plan"]["micro_tokens"] == 4096
+    for way in ways:
+        folder, other = trained("train.jsonl", "--model", tiny_model, *QUICK, *way)
+        assert step_losses(folder) == pytest.approx(step_losses(run_folder), rel=1e-5)
+        assert other["valid_loss"] == pytest.approx(info["valid_loss"], rel=1e-5)
+
+
+def test_rows_at_once_are_tokens_at_once_in_packs(train, tiny_model):
+    """--micro-batch 1 makes a step small, packed or not."""
+    shown = train("train.jsonl", "--model", tiny_model, *QUICK, "--micro-batch", 1, "--dry-run", "--json")
+    plan = json.loads(shown.stdout)["plan"]
+    longest = max(len(row["prompt"] + row["completion"]) for row in ROWS)
+    assert plan["micro_batch"] == 1 and 10 < plan["micro_tokens"] <= longest + 1
+
+
+def test_a_model_with_its_own_attention_is_trained_on_padded_rows_and_that_is_said(
+    trained, train, tmp_path, tiny_model
+):
+    neo = tmp_path / "neo"
+    shutil.copytree(tiny_model, neo, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 512}
+    config = GPTNeoConfig(**sizes, attention_types=[[["global", "local"], 1]], bos_token_id=None, eos_token_id=0)
+    GPTNeoForCausalLM(config).save_pretrained(neo)
+    folder, info = trained("train.jsonl", "--model", neo, *QUICK, "--run", "packed")
+    assert info["plan"]["pack"] is False and info["settings"]["pack"] == "on"
+    again = train("train.jsonl", "--model", neo, *QUICK, "--run", "second", "-q")
+    assert again.exit_code == 0 and "padded" not in again.stderr
+    padded, _ = trained("train.jsonl", "--model", neo, *QUICK, "--pack", "off")
+    assert step_losses(folder) == step_losses(padded)
+    said = train("train.jsonl", "--model", neo, *QUICK, "--run", "third").stderr
+    assert said.count("rows are padded, not packed: GPTNeo: it brings its own attention") == 1
+    assert "(4 at once)" in said
 
 
 # ---------------------------------------------------------------- methods

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from torch import Tensor, nn
 
 from ftkit import console
 from ftkit.core.adapters import make_trainable
-from ftkit.core.batching import Batch, auto_micro_batch
+from ftkit.core.batching import Batch, auto_micro_batch, auto_micro_tokens
 from ftkit.core.caching_allocator import GIB, MIB, OutOfMemoryError
 from ftkit.core.cuda_operators import HOPPER_WORKSPACE, CudaKernels
 from ftkit.core.gpus import MEASURED_CONTEXT, Gpu, find_gpu
 from ftkit.core.loss import summed_loss
 from ftkit.core.memory_simulation import MemoryEstimate, SimulatedDevice, simulate
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.packed_attention import packed_attention
+from ftkit.core.packing import Segment
 from ftkit.core.settings import EstimateSettings
+from ftkit.core.tree_attention import make_layout, tree_attention
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import context_length, find_base, read_config, require_causal, say_default, transformers_config
 from ftkit.io.devices import DTYPES, dtype_name
@@ -40,6 +44,7 @@ class Run:
     rows: int
     micro_steps: int
     optimizer: str
+    pack: bool
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,15 @@ def require_dense(raw: dict[str, Any], name: str) -> None:
 def resolve(settings: EstimateSettings, config: Any, gpu: Gpu | None) -> Run:
     """The run that train would make of these options on the card."""
     tokens = min(settings.max_length, context_length(config) or settings.max_length)
-    if settings.micro_batch == "auto":
-        rows = auto_micro_batch(tokens, settings.batch)
-    else:
-        rows = min(int(settings.micro_batch), settings.batch)
+    asked = None if settings.micro_batch == "auto" else min(int(settings.micro_batch), settings.batch)
+    rows = asked or auto_micro_batch(tokens, settings.batch)
+    if settings.pack == "on":
+        is_auto = settings.micro_tokens == "auto"
+        budget = auto_micro_tokens(tokens, asked) if is_auto else int(settings.micro_tokens)
+        rows = max(1, min(settings.batch, budget // (tokens - 1)))  # the last token of a row is never fed
     micro_steps = -(-settings.batch // rows)
-    return Run(settings.method, training_dtype(settings, gpu), tokens, rows, micro_steps, settings.optimizer)
+    dtype = training_dtype(settings, gpu)
+    return Run(settings.method, dtype, tokens, rows, micro_steps, settings.optimizer, settings.pack == "on")
 
 
 def notes_on(settings: EstimateSettings, config: Any, gpu: Gpu | None) -> list[str]:
@@ -174,23 +182,18 @@ def training_dtype(settings: EstimateSettings, gpu: Gpu | None) -> torch.dtype:
 def estimate_run(
     settings: EstimateSettings, plan: Run, config: Any, gpu: Gpu | None, capacity_bytes: int | None = None
 ) -> MemoryEstimate:
-    """Run training's own functions on the meta device. Exit 6 for a model that this cannot be done with."""
-    quantization = quantization_config(plan.method, plan.dtype)
+    """Run training's own functions on the meta device. Exit 6 for a model that this cannot be done with.
 
-    def build() -> nn.Module:
-        model = build_meta_model(config, plan.dtype, quantization=quantization)
-        with torch.device("meta"):
-            return make_trainable(model, settings)
-
-    def step(model: nn.Module) -> Tensor:
-        batch = longest_batch(plan)
-        return summed_loss(model, batch) / batch.counted.numel()
-
-    device = SimulatedDevice(kernels_of(gpu), capacity_bytes)
-    loaded = plan.dtype if quantization is not None else None
+    A model that ignores packs is trained on padded rows, and so it is estimated.
+    """
+    with suppress(NotImplementedError, RuntimeError, TypeError, ValueError):  # those are told of the padded rows below
+        if plan.pack and (packed := simulate_run(settings, plan, config, gpu, capacity_bytes)) is not None:
+            return packed
+    padded = replace(plan, pack=False)
     try:
-        with console.quiet_libraries():
-            return simulate(build, step, plan.optimizer, device=device, micro_steps=plan.micro_steps, load_dtype=loaded)
+        estimate = simulate_run(settings, padded, config, gpu, capacity_bytes)
+        assert estimate is not None
+        return estimate
     except ImportError as error:
         raise UserError(
             f"cannot estimate: {error}", ExitCode.ENVIRONMENT, hint="pip install ftkit installs what is missing"
@@ -204,12 +207,47 @@ def estimate_run(
         ) from error
 
 
+def simulate_run(
+    settings: EstimateSettings, plan: Run, config: Any, gpu: Gpu | None, capacity_bytes: int | None
+) -> MemoryEstimate | None:
+    """The estimate of a plan; None if it packs rows and the model did not ask our attention for them."""
+    quantization = quantization_config(plan.method, plan.dtype)
+    is_asked = False
+
+    def attention(*inputs: Any, **options: Any) -> tuple[Tensor, None]:
+        nonlocal is_asked
+        is_asked = True
+        return tree_attention(*inputs, **options)
+
+    def build() -> nn.Module:
+        model = build_meta_model(config, plan.dtype, quantization=quantization)
+        with torch.device("meta"):
+            model = make_trainable(model, settings)
+        if plan.pack:
+            stack.enter_context(packed_attention(model, attention))
+        return model
+
+    def step(model: nn.Module) -> Tensor:
+        batch = longest_batch(plan)
+        return summed_loss(model, batch) / batch.counted.numel()
+
+    device = SimulatedDevice(kernels_of(gpu), capacity_bytes)
+    loaded = plan.dtype if quantization is not None else None
+    with console.quiet_libraries(), ExitStack() as stack:
+        found = simulate(build, step, plan.optimizer, device=device, micro_steps=plan.micro_steps, load_dtype=loaded)
+    return found if is_asked or not plan.pack else None
+
+
 def longest_batch(plan: Run) -> Batch:
-    """The micro-batch that needs the most: every row full, every token counted, on meta."""
+    """The micro-batch that needs the most: every row full, no token shared, every token counted, on meta."""
     positions = plan.tokens - 1  # the last token of a row predicts nothing
-    ids = torch.zeros(plan.rows, positions, dtype=torch.int64, device="meta")
+    shape = (1, plan.rows * positions) if plan.pack else (plan.rows, positions)
+    ids, places = (torch.zeros(shape, dtype=torch.int64, device="meta") for _ in range(2))
     counted, labels = (torch.zeros(plan.rows * positions, dtype=torch.int64, device="meta") for _ in range(2))
-    return Batch(ids, counted, labels, plan.rows * plan.tokens)
+    if not plan.pack:
+        return Batch(ids, counted, labels, plan.rows * plan.tokens)
+    layout = make_layout([Segment(row * positions, positions, 0, -1) for row in range(plan.rows)])
+    return Batch(ids, counted, labels, plan.rows * plan.tokens, places, layout)
 
 
 def kernels_of(gpu: Gpu | None) -> CudaKernels:
@@ -259,7 +297,7 @@ def changes(settings: EstimateSettings, config: Any) -> list[tuple[str, Estimate
     if settings.gradient_checkpointing != "on":
         single.append(("--gradient-checkpointing on", {"gradient_checkpointing": "on"}))
     if plan.rows > 1:
-        single.append(("--micro-batch 1", {"micro_batch": "1"}))
+        single.append(("--micro-batch 1", {"micro_batch": "1", "micro_tokens": "auto"}))
     if settings.optimizer == "adamw" and settings.method == "full":
         single.append(("--optimizer adamw-8bit", {"optimizer": "adamw-8bit"}))
     if settings.method != "qlora":
@@ -268,7 +306,7 @@ def changes(settings: EstimateSettings, config: Any) -> list[tuple[str, Estimate
     name = " ".join(name for name, _ in single)
     together = {key: value for _, options in single for key, value in options.items()}
     half = max(2, plan.tokens // 2)
-    shorter = together | {"max_length": half, "micro_batch": "1"}
+    shorter = together | {"max_length": half, "micro_batch": "1", "micro_tokens": "auto"}
     tried = [
         *single,
         *([(name, together)] if len(single) > 1 else []),

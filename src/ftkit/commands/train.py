@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,10 +15,11 @@ from ftkit.commands.train_plan import Prepared, prepare
 from ftkit.commands.train_record import find_done, first_facts, make_folder, recorded, refuse_other_run
 from ftkit.commands.train_rows import Data
 from ftkit.core.adapters import count_parameters, make_trainable
-from ftkit.core.batching import micro_batches
 from ftkit.core.encoding import Example
 from ftkit.core.loss import mean_loss, summed_loss
 from ftkit.core.optimizers import make_optimizer
+from ftkit.core.packed_attention import packed_attention
+from ftkit.core.packing_check import packing_fault
 from ftkit.core.settings import TrainSettings
 from ftkit.core.training import StepResult, train_steps
 from ftkit.io.adapter_folder import save_adapter, save_model
@@ -45,6 +47,8 @@ def run(settings: TrainSettings) -> None:
     folder = make_folder(prepared)
     with recorded(folder, prepared) as info:
         model = load(prepared)
+        prepared = settle_packing(prepared, model)
+        info["plan"] = asdict(prepared.plan)
         show_plan(prepared, model)
         train(prepared, model, folder, info)
         save(prepared, model, folder, info)
@@ -72,6 +76,17 @@ def load(prepared: Prepared) -> nn.Module:
     return model
 
 
+def settle_packing(prepared: Prepared, model: nn.Module) -> Prepared:
+    """Padded batches, said, where the model does not honour packs."""
+    if not prepared.plan.pack:
+        return prepared
+    fault = packing_fault(model, prepared.examples, prepared.device)
+    if fault is None:
+        return prepared
+    console.info(f"rows are padded, not packed: {type(prepared.config).__name__.removesuffix('Config')}: {fault}")
+    return replace(prepared, plan=replace(prepared.plan, pack=False))
+
+
 def show_plan(prepared: Prepared, model: nn.Module) -> None:
     """Before the first step: rows, tokens, steps, what is trained, and one example as the model sees it."""
     plan, ledger, settings = prepared.plan, prepared.ledger, prepared.settings
@@ -80,8 +95,9 @@ def show_plan(prepared: Prepared, model: nn.Module) -> None:
         f" {ledger.tokens:,} tokens, {ledger.counted:,} of them trained"
     )
     passes = plan.steps * plan.batch / len(prepared.examples)
+    at_once = f"packs of {plan.micro_tokens:,} tokens" if plan.pack else f"{plan.micro_batch} at once"
     console.info(
-        f"plan: {plan.steps:,} steps of {plan.batch} rows ({plan.micro_batch} at once), {passes:.1f} passes,"
+        f"plan: {plan.steps:,} steps of {plan.batch} rows ({at_once}), {passes:.1f} passes,"
         f" lr {plan.lr:g} {plan.schedule}"
     )
     trainable, total = count_parameters(model)
@@ -105,10 +121,16 @@ def show_example(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
 
 
 def train(prepared: Prepared, model: nn.Module, folder: RunFolder, info: dict[str, Any]) -> None:
+    """All steps, in packs where the plan says so."""
+    with packed_attention(model) if prepared.plan.pack else nullcontext():
+        run_steps(prepared, model, folder, info)
+
+
+def run_steps(prepared: Prepared, model: nn.Module, folder: RunFolder, info: dict[str, Any]) -> None:
     """All steps, each logged; the loss on the held-out rows before and after."""
     settings, plan = prepared.settings, prepared.plan
     optimizer = make_optimizer(model, settings.optimizer, plan.lr, settings.weight_decay)
-    held = micro_batches(prepared.valid_examples, plan.micro_batch)
+    held = plan.cut(prepared.valid_examples)
     before = validate(model, held, prepared.device, folder, step=0)
     losses: list[float] = []
     tokens, started = 0, time.perf_counter()

@@ -13,7 +13,7 @@ from torch import nn
 from ftkit import console
 from ftkit.commands.train_rows import Data, make_examples, read_data, rows_sha256, settle_objective, share_of
 from ftkit.core.adapters import make_trainable
-from ftkit.core.batching import auto_micro_batch, steps_per_epoch
+from ftkit.core.batching import auto_micro_batch, auto_micro_tokens, steps_per_epoch
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import Ledger
 from ftkit.core.meta_model import build_meta_model
@@ -86,7 +86,8 @@ def prepare(settings: TrainSettings) -> Prepared:
     settings = replace(settings, max_length=cap_length(settings.max_length, config))
     examples, valid_rows, valid_examples, ledger = make_examples(settings, data, encoder)
     plan = make_plan(settings, len(examples), max(len(e.ids) for e in examples))
-    settings = replace(settings, micro_batch=str(plan.micro_batch), lr=plan.lr, dtype=dtype_name(dtype))
+    settings = replace(settings, micro_batch=str(plan.micro_batch), micro_tokens=str(plan.micro_tokens), lr=plan.lr,
+                       dtype=dtype_name(dtype))  # fmt: skip
     identity = identify(settings, data, valid_rows, base)
     return Prepared(
         settings,
@@ -157,7 +158,7 @@ def cap_length(asked: int, config: Any) -> int:
 
 
 def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
-    """Steps, micro-batch and learning rate, as numbers."""
+    """Steps, micro-batches and learning rate, as numbers."""
     per_epoch = steps_per_epoch(rows, settings.batch)
     steps = settings.steps or max(1, round(per_epoch * settings.epochs))
     micro = (
@@ -165,9 +166,24 @@ def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
         if settings.micro_batch == "auto"
         else min(int(settings.micro_batch), settings.batch)
     )
+    tokens = (
+        auto_micro_tokens(longest, None if settings.micro_batch == "auto" else micro)
+        if settings.micro_tokens == "auto"
+        else int(settings.micro_tokens)
+    )
     lr = settings.lr or (SCRATCH_LR if settings.init else DEFAULT_LR[settings.method])
     return Plan(
-        settings.batch, micro, steps, lr, settings.schedule, settings.warmup, settings.max_grad_norm, settings.seed
+        batch=settings.batch,
+        micro_batch=micro,
+        steps=steps,
+        lr=lr,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        pack=settings.pack == "on",
+        share_prefix=settings.share_prefix == "on",
+        micro_tokens=tokens,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ftkit.core.lora_forward import speed_up_lora
 from ftkit.core.settings import ModelSettings
 from ftkit.core.targets import linear_layers, resolve_targets
 from ftkit.errors import ExitCode, UserError
@@ -27,7 +28,7 @@ def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
 
 
 def attach_adapter(model: nn.Module, settings: ModelSettings) -> nn.Module:
-    """PEFT's LoRA on the layers that `--targets` means."""
+    """PEFT's LoRA on the layers that `--targets` means, with our forward pass."""
     from peft import LoraConfig, get_peft_model
 
     targets = resolve_targets(model, settings.targets)
@@ -40,7 +41,9 @@ def attach_adapter(model: nn.Module, settings: ModelSettings) -> nn.Module:
         task_type="CAUSAL_LM",
         bias="none",
     )
-    return get_peft_model(model, config)  # type: ignore[no-any-return]
+    tuned = get_peft_model(model, config)
+    speed_up_lora(tuned)
+    return tuned  # type: ignore[no-any-return]
 
 
 def check_rank(model: nn.Module, targets: list[str], rank: int) -> None:

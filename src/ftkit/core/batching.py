@@ -1,18 +1,21 @@
-"""Examples -> padded micro-batches, in an order that only the seed decides."""
+"""Examples -> micro-batches, packed or padded, in an order that only the seed decides."""
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ftkit.core.encoding import Example
+from ftkit.core.packing import Pack, make_packs
+from ftkit.core.tree_attention import Layout, make_layout
 
 PAD_ID = 0
 """Any id will do: rows are padded on the right, causal attention never looks there, pads are never counted."""
 AUTO_TOKENS = 4096
-"""Padded tokens of a micro-batch that `--micro-batch auto` aims at."""
+"""Tokens of a micro-batch that `--micro-tokens auto` and `--micro-batch auto` aim at, pads counted."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +25,33 @@ class Batch:
     input_ids: int64 (B, T), right-padded, each row without its last token, which predicts nothing.
     counted: int64 (N,), positions in the flattened input_ids whose next token is trained.
     labels: int64 (N,), those next tokens.
-    tokens: tokens in the rows, pads left out.
+    tokens: tokens in the rows: pads left out, shared ones as often as they occur.
+
+    A packed one is a single sequence, input_ids (1, T), with all rows in it:
+    position_ids: int64 (1, T), where each token stands in its row. layout: which tokens may look at which.
     """
 
     input_ids: Tensor
     counted: Tensor
     labels: Tensor
     tokens: int
+    position_ids: Tensor | None = None
+    layout: Layout | None = None
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """What the model must be told of a packed batch; nothing of a padded one."""
+        return {} if self.layout is None else {"position_ids": self.position_ids, "layout": self.layout}
 
     def to(self, device: str) -> "Batch":
         """The same batch on a device; copies do not wait for the GPU."""
         if self.input_ids.device.type == device:
             return self
         ids, counted, labels = (t.to(device, non_blocking=True) for t in (self.input_ids, self.counted, self.labels))
-        return Batch(ids, counted, labels, self.tokens)
+        positions = self.position_ids
+        if positions is not None:
+            positions = positions.to(device, non_blocking=True)
+        return Batch(ids, counted, labels, self.tokens, positions, self.layout)
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
@@ -67,6 +83,23 @@ def micro_batches(examples: Sequence[Example], rows: int) -> list[Batch]:
     return [make_batch(ordered[at : at + rows]) for at in range(0, len(ordered), rows)]
 
 
+def packed_batches(examples: Sequence[Example], micro_tokens: int, *, share: bool) -> list[Batch]:
+    """A global batch in packs of at most `micro_tokens` tokens; a longer row is a pack of its own."""
+    return [pack_to_batch(pack) for pack in make_packs(examples, micro_tokens, share=share)]
+
+
+def pack_to_batch(pack: Pack) -> Batch:
+    """A pack as tensors."""
+    return Batch(
+        torch.tensor([pack.ids], dtype=torch.int64),
+        torch.tensor(pack.counted, dtype=torch.int64),
+        torch.tensor(pack.labels, dtype=torch.int64),
+        pack.tokens,
+        torch.tensor([pack.positions], dtype=torch.int64),
+        make_layout(pack.segments),
+    )
+
+
 def global_batches(examples: Sequence[Example], batch: int, seed: int) -> Iterator[tuple[int, list[Example]]]:
     """(epoch from 0, examples of one optimizer step) without end.
 
@@ -89,3 +122,8 @@ def steps_per_epoch(rows: int, batch: int) -> int:
 def auto_micro_batch(longest: int, batch: int) -> int:
     """Rows per forward pass that keep a micro-batch of the longest rows near AUTO_TOKENS."""
     return max(1, min(batch, AUTO_TOKENS // max(1, longest)))
+
+
+def auto_micro_tokens(longest: int, rows: int | None) -> int:
+    """Tokens of a pack: AUTO_TOKENS, or what `rows` of the longest take where a number of rows was asked for."""
+    return max(AUTO_TOKENS, longest) if rows is None else rows * longest

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 
 def speed_up_lora(model: nn.Module) -> int:
-    """Give every plain LoRA layer of a PEFT model the faster forward pass; how many got it."""
+    """Give every plain LoRA layer of a PEFT model the faster forward pass; how many got it.
+
+    Parameters, names and files stay PEFT's. What is not plain keeps PEFT's own forward.
+    """
     from peft.tuners.lora import LoraLayer
 
     plain = [module for module in model.modules() if isinstance(module, LoraLayer) and is_plain(module)]
@@ -33,7 +36,7 @@ def is_plain(layer: Any) -> bool:
 
 def lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """base(x) + scale * B (A dropout(x)): x (..., in) -> (..., out), in the base's format (arXiv:2106.09685, section 4.1)."""
-    if layer.disable_adapters or layer.merged or args or kwargs:
+    if layer.disable_adapters or layer.merged or args or kwargs or layer.active_adapters != list(layer.lora_A):
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     [name] = layer.lora_A
     result: Tensor = layer.base_layer(x)

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkit.core.batching import Batch
+from ftkit.core.chunked_loss import chunk_size, counted_hidden, loss_in_chunks, summed_nats
+from ftkit.core.packed_attention import attends_in_packs
+from ftkit.core.tree_attention import Layout
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -19,20 +21,34 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
 
     float32, or float64 for a float64 model.
     """
-    logits = counted_logits(model, batch.input_ids, batch.counted)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, batch.labels, reduction="sum")
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    size = chunk_size(getattr(head, "out_features", 0) or batch.labels.numel())
+    if batch.counted.numel() > size:
+        first = batch.counted[:1]  # one position goes through the head: the body is what this pass is for
+        hidden = counted_hidden(
+            model, batch.counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing)
+        )
+        if hidden is not None:
+            return loss_in_chunks(model, hidden, batch.labels, size)
+    return summed_nats(counted_logits(model, batch.input_ids, batch.counted, **batch.packing), batch.labels)
 
 
-def counted_logits(model: Any, input_ids: Tensor, counted: Tensor) -> Tensor:
+def counted_logits(
+    model: Any, input_ids: Tensor, counted: Tensor, position_ids: Tensor | None = None, layout: Layout | None = None
+) -> Tensor:
     """Logits (N, V) at the positions `counted`, int64 (N,), of the flattened input_ids (B, T).
 
     A hook in front of the output head keeps only those hidden states, so whatever the architecture does with the
     logits afterwards (soft cap, scale) still happens, on N instead of B*T rows. Rows are padded on the right and
-    attention is causal, so no counted token ever sees a pad: no attention mask is needed.
+    attention is causal, so no counted token ever sees a pad: no attention mask is needed. A packed sequence brings its
+    position_ids (1, T) and its layout, for which the model must be inside `packed_attention`.
     """
+    packing: dict[str, Any] = {}
+    if layout is not None:
+        assert attends_in_packs(model), "rows of a pack would see each other"
+        packing = {"position_ids": position_ids, "layout": layout}
     with selecting(model.get_output_embeddings(), counted):
-        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+        logits: Tensor = model(input_ids=input_ids, use_cache=False, **packing).logits
     return logits.flatten(0, 1)
 
 

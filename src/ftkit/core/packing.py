@@ -78,31 +78,52 @@ class Builder:
 
 
 def make_packs(examples: Sequence[Example], most_tokens: int, *, share: bool) -> list[Pack]:
-    """All examples in as few packs as `most_tokens` allows (a longer row is a pack of its own).
+    """All examples in few packs of at most `most_tokens` tokens; a longer row is a pack of its own.
 
-    With `share`, rows are laid out in the order of their tokens, so that rows with a common start come together.
+    Rows of a single token feed and train nothing: they are in no pack.
     """
-    ordered = (
-        sorted(examples, key=lambda example: example.ids) if share else sorted(examples, key=lambda e: -len(e.ids))
-    )
-    groups: list[list[Example]] = []
-    used = 0
-    for place, example in enumerate(ordered):
-        shared = useful_prefix(ordered[place - 1], example) if share and groups else 0
-        cost = len(example.ids) - 1 - shared
-        if not groups or used + cost > most_tokens:
-            groups.append([])
-            used, cost = 0, len(example.ids) - 1
-        groups[-1].append(example)
-        used += cost
-    return [make_pack(group, share=share) for group in groups]
+    examples = [example for example in examples if len(example.ids) > 1]
+    chunks = chunks_that_share(examples, most_tokens) if share else [([e], len(e.ids) - 1) for e in examples]
+    return [make_pack(rows, share=share) for rows in best_fit(chunks, most_tokens)]
+
+
+def chunks_that_share(examples: Sequence[Example], most_tokens: int) -> list[tuple[list[Example], int]]:
+    """(rows with a common start, in the order of their tokens; most tokens that they take), each within the budget."""
+    chunks: list[tuple[list[Example], int]] = []
+    before = None
+    for example in sorted(examples, key=lambda example: example.ids):
+        shared = shared_length(before, example) if before else 0
+        before, alone = example, len(example.ids) - 1
+        # a row may lay out up to SHORTEST_SHARED - 1 shared tokens again: a segment that short is not made
+        cost = alone - max(0, shared - (SHORTEST_SHARED - 1))
+        if shared >= SHORTEST_SHARED and chunks[-1][1] + cost <= most_tokens:
+            rows, used = chunks[-1]
+            rows.append(example)
+            chunks[-1] = (rows, used + cost)
+        else:
+            chunks.append(([example], alone))
+    return chunks
+
+
+def best_fit(chunks: list[tuple[list[Example], int]], most_tokens: int) -> list[list[Example]]:
+    """Chunks of (rows, tokens) in bins, largest first, each where the least room is left (best fit decreasing)."""
+    bins: list[tuple[list[Example], int]] = []
+    for rows, tokens in sorted(chunks, key=lambda chunk: -chunk[1]):
+        room = [(most_tokens - used - tokens, place) for place, (_, used) in enumerate(bins)]
+        best = min(((left, place) for left, place in room if left >= 0), default=None)
+        if best is None:
+            bins.append((rows, tokens))
+        else:
+            kept, used = bins[best[1]]
+            bins[best[1]] = (kept + rows, used + tokens)
+    return [rows for rows, _ in bins]
 
 
 def make_pack(examples: Sequence[Example], *, share: bool) -> Pack:
-    """Lay out rows in one pack; with `share` they are in the order of their tokens."""
+    """Lay out rows in one pack; with `share` in the order of their tokens, what they have in common once."""
     builder = Builder()
     if share:
-        grow(builder, list(examples), 0, -1)
+        grow(builder, sorted(examples, key=lambda example: example.ids), 0, -1)
     else:
         for example in examples:
             builder.count(example, builder.add_segment(example.ids[:-1], 0, -1))
@@ -129,12 +150,6 @@ def runs_that_share(rows: list[Example], depth: int) -> list[list[Example]]:
         else:
             runs.append([row])
     return runs
-
-
-def useful_prefix(before: Example, row: Example) -> int:
-    """Tokens that a row shares with the one before it, if they are enough to be laid out once."""
-    shared = shared_length(before, row)
-    return shared if shared >= SHORTEST_SHARED else 0
 
 
 def shared_length(a: Example, b: Example) -> int:

@@ -178,7 +178,17 @@ class ModelSettings:
         2048
     )
     batch: Annotated[int, Option("Rows per optimizer step (global batch)", metavar="ROWS")] = 16
-    micro_batch: Annotated[str, Option("Rows per forward pass; auto picks by length", metavar="auto|ROWS")] = "auto"
+    pack: Annotated[Literal["on", "off"], Option("Rows one after another in a sequence instead of padded")] = "on"
+    share_prefix: Annotated[
+        Literal["on", "off"], Option("In a pack, compute tokens that rows share from their start once")
+    ] = "on"
+    micro_tokens: Annotated[
+        str,
+        Option("Tokens per forward pass; auto: 4096, or --micro-batch times the longest row", metavar="auto|TOKENS"),
+    ] = "auto"
+    micro_batch: Annotated[
+        str, Option("Rows per forward pass where rows are padded; auto picks by length", metavar="auto|ROWS")
+    ] = "auto"
     optimizer: Annotated[
         Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"],
         Option("Optimizer; the 8-bit ones are from bitsandbytes"),
@@ -207,10 +217,10 @@ class ModelSettings:
         require(0 <= self.dropout < 1, "--dropout", self.dropout, "0 up to, but not including, 1")
         require(self.max_length >= 2, "--max-length", self.max_length, "2 or more")
         require(self.batch >= 1, "--batch", self.batch, "1 or more")
-        micro = self.micro_batch
-        require(
-            micro == "auto" or (micro.isdecimal() and int(micro) >= 1), "--micro-batch", micro, "auto, or 1 or more"
-        )
+        for name in ("micro_batch", "micro_tokens"):
+            micro = getattr(self, name)
+            fits = micro == "auto" or (micro.isdecimal() and int(micro) >= 1)
+            require(fits, flag_of(name), micro, "auto, or 1 or more")
 
 
 METHOD_FLAGS: dict[str, Literal["lora", "qlora", "int8", "full"]] = {

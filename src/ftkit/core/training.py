@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from ftkit.core.adapters import trainable_parameters
-from ftkit.core.batching import Batch, global_batches, micro_batches
+from ftkit.core.batching import Batch, global_batches, micro_batches, packed_batches
 from ftkit.core.encoding import Example
 from ftkit.core.optimizers import learning_rate, set_learning_rate
 from ftkit.errors import ExitCode, UserError
@@ -21,7 +21,11 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does, resolved: rows per optimizer step and per forward pass, steps, learning rate and its course."""
+    """What a run does, resolved: rows per optimizer step and per forward pass, steps, learning rate and its course.
+
+    With `pack` a forward pass takes up to `micro_tokens` tokens in one sequence, where the model must be inside
+    `packed_attention`; without, `micro_batch` padded rows. Which rows are in a step is the same for both.
+    """
 
     batch: int
     micro_batch: int
@@ -31,6 +35,15 @@ class Plan:
     warmup: float
     max_grad_norm: float
     seed: int
+    pack: bool = False
+    share_prefix: bool = False
+    micro_tokens: int = 0
+
+    def cut(self, rows: Sequence[Example]) -> list[Batch]:
+        """The micro-batches of some rows: packs, or padded."""
+        if self.pack:
+            return packed_batches(rows, self.micro_tokens, share=self.share_prefix)
+        return micro_batches(rows, self.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ def train_steps(
     for step in range(1, plan.steps + 1):
         started = time.perf_counter()
         epoch, rows = next(order)
-        batches = [batch.to(device) for batch in micro_batches(rows, plan.micro_batch)]
+        batches = [batch.to(device) for batch in plan.cut(rows)]
         rate = learning_rate(step, plan.steps, plan.lr, plan.schedule, plan.warmup)
         set_learning_rate(optimizer, rate)
         loss, norm = train_step(model, optimizer, batches, objective, scaler, plan.max_grad_norm)

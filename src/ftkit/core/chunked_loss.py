@@ -1,0 +1,139 @@
+"""The loss in chunks of counted positions, so that the logits of all of them never exist at once.
+
+The model's body runs once. Then its own forward pass runs for each chunk on hidden states that the body is made to
+return, so whatever an architecture does around its output head (soft caps, scales) is done, without a list of them here.
+
+Legend: N counted tokens, n of a chunk, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+CHUNK_LOGITS = 2**25
+"""Logits of a chunk: 128 MiB in float32, 1024 positions of 32,000 tokens."""
+SMALLEST_CHUNK = 256
+"""Positions of a chunk, however large the vocabulary is: fewer would make thin matrix products."""
+
+
+def chunk_size(vocabulary: int) -> int:
+    """Positions of a chunk."""
+    return max(SMALLEST_CHUNK, CHUNK_LOGITS // vocabulary)
+
+
+def loss_in_chunks(model: Any, hidden: Tensor, labels: Tensor, size: int) -> Tensor:
+    """Summed next-token loss () in nats: hidden (N, D) of the model's body at counted positions, labels int64 (N,).
+
+    Where nothing is trained behind the body, the gradient of `hidden` is all that the backward pass needs: it is computed
+    chunk by chunk on the way, and neither logits nor their gradients are kept. Else chunks are computed again in the
+    backward pass.
+    """
+    causal = causal_model(model)
+    body = set(causal.get_decoder().parameters())
+
+    def nats(rows: Tensor, chosen: Tensor) -> Tensor:
+        return summed_nats(logits_of_rows(causal, rows), chosen)
+
+    pairs = zip(torch.split(hidden, size), torch.split(labels, size), strict=True)
+    head_learns = any(p.requires_grad and p not in body for p in causal.parameters()) or tied_head_learns(causal)
+    if not torch.is_grad_enabled():
+        return torch.stack([nats(rows, chosen) for rows, chosen in pairs]).sum()
+    if head_learns or not hidden.requires_grad:
+        return torch.stack([checkpoint(nats, rows, chosen, use_reentrant=False) for rows, chosen in pairs]).sum()
+    loss: Tensor = GradientOnTheWay.apply(hidden, labels, nats, size)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def summed_nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of -log p(label): logits (n, V), labels (n,) -> (), in float32 at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+class GradientOnTheWay(torch.autograd.Function):
+    """The summed loss of all chunks, with the gradient of the hidden states taken chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, labels: Tensor, nats: Callable[[Tensor, Tensor], Tensor], size: int
+    ) -> Tensor:
+        """() in nats; keeps the gradient, (N, D) in the format of `hidden`."""
+        gradient = torch.empty_like(hidden)
+        losses = []
+        parts = (torch.split(tensor, size) for tensor in (hidden, labels, gradient))
+        for rows, chosen, place in zip(*parts, strict=True):
+            with torch.enable_grad():
+                leaf = rows.detach().requires_grad_()
+                loss = nats(leaf, chosen)
+                (found,) = torch.autograd.grad(loss, leaf)
+            place.copy_(found)
+            losses.append(loss.detach())
+        ctx.save_for_backward(gradient)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        """The kept gradient times the loss's own."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0].to(gradient.dtype), None, None, None
+
+
+def causal_model(model: Any) -> Any:
+    """The transformers model inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def tied_head_learns(causal: Any) -> bool:
+    """True if the output head's own weight is trained, also where it is the body's embedding."""
+    return any(p.requires_grad for p in causal.get_output_embeddings().parameters())
+
+
+def logits_of_rows(causal: Any, rows: Tensor) -> Tensor:
+    """What the model makes of hidden states (n, D) of its body: logits (n, V)."""
+    ids = torch.zeros((1, len(rows)), dtype=torch.int64, device=rows.device)
+    with body_returns(causal.get_decoder(), rows.unsqueeze(0)):
+        logits: Tensor = causal(input_ids=ids, use_cache=False).logits
+    return logits.squeeze(0)
+
+
+class OnlyHidden(BaseModelOutputWithPast):  # type: ignore[misc]
+    """What a body returns; all else that a model asks of its own kind of output (router logits) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def body_returns(body: nn.Module, hidden: Tensor) -> Iterator[None]:
+    """While open, the body computes nothing and returns `hidden` (1, n, D)."""
+    body.forward = lambda *_, **__: OnlyHidden(last_hidden_state=hidden)
+    try:
+        yield
+    finally:
+        del body.forward
+
+
+def counted_hidden(model: Any, counted: Tensor, run: Callable[[], Any]) -> Tensor | None:
+    """Hidden states (N, D) of the body at `counted`, from one forward pass `run` of the whole model.
+
+    The output head sees a single position in it. None if the model does not call the body that transformers names.
+    """
+    caught: list[Tensor] = []
+    body = causal_model(model).get_decoder()
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        caught.append(output[0])
+
+    hook = body.register_forward_hook(keep)
+    try:
+        run()
+    finally:
+        hook.remove()
+    return caught[0].flatten(0, 1).index_select(0, counted) if len(caught) == 1 else None

@@ -1,0 +1,95 @@
+"""Does this architecture attend as a pack says? Asked of the model itself, on a few short rows, before training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftkit.core.batching import Batch, make_batch, pack_to_batch
+from ftkit.core.encoding import Example
+from ftkit.core.loss import counted_logits
+from ftkit.core.packed_attention import packed_attention
+from ftkit.core.packing import SHORTEST_SHARED, make_pack
+from ftkit.core.tree_attention import tree_attention
+
+TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 1e-2, torch.float32: 5e-5, torch.float64: 1e-6}
+"""Largest relative difference of logits that rounding explains: ten times what models of 8 layers show."""
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+
+
+@torch.no_grad()
+def packing_fault(model: Any, examples: Sequence[Example], device: str) -> str | None:
+    """None if packed rows give the logits of padded ones in this model, with shared tokens laid out once; else why not.
+
+    Rows of this data, short ones, and one that goes beyond the model's attention window where there is such a row.
+    """
+    rows = sorted(rows_to_check(examples, window_of(model)), key=lambda row: row.ids)
+    was_training = model.training
+    model.eval()
+    seen: list[nn.Module] = []
+
+    def watched(module: nn.Module, *inputs: Any, **options: Any) -> tuple[Tensor, None]:
+        seen.append(module)
+        return tree_attention(module, *inputs, **options)
+
+    try:
+        padded = torch.cat([logits_of(model, make_batch([row]).to(device)) for row in rows])
+        with packed_attention(model, watched):
+            packed = logits_of(model, pack_to_batch(make_pack(rows, share=True)).to(device))
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+        RuntimeError,
+    ) as error:  # its forward pass does not know positions or layouts
+        return f"it cannot be told of packs ({str(error).splitlines()[0][:120]})"
+    finally:
+        model.train(was_training)
+    if not seen:
+        return "it brings its own attention"
+    difference = relative_difference(packed, padded)
+    if not difference <= tolerance_of(model, padded.dtype):
+        return f"its packed rows give other logits than padded ones (by {difference:.1e})"
+    return None
+
+
+def rows_to_check(examples: Sequence[Example], window: int | None) -> list[Example]:
+    """Two short rows, and the same behind a start that they share; all tokens counted.
+
+    With a long end each: were positions those of the pack, the second one's would be far off.
+    """
+    by_length = sorted(examples, key=lambda example: len(example.ids))
+    longest = len(by_length[-1].ids)
+    short = [by_length[0].ids, by_length[min(1, len(by_length) - 1)].ids]
+    stem = short[0] + short[1]
+    stem = (stem * (4 * SHORTEST_SHARED))[: min(4 * SHORTEST_SHARED, longest // 2)]
+    rows = [*short, stem + short[0] + stem, stem + short[1] + stem]
+    if window is not None:
+        rows += next(([row.ids] for row in by_length if len(row.ids) > window + 1), [])
+    return [Example(ids[:longest], [True] * len(ids[:longest])) for ids in rows]
+
+
+def window_of(model: Any) -> int | None:
+    """The narrowest attention window that the config speaks of."""
+    config = model.config.get_text_config()
+    widths = [getattr(config, name, None) for name in WINDOWS]
+    return min((width for width in widths if isinstance(width, int) and width > 0), default=None)
+
+
+def logits_of(model: Any, batch: Batch) -> Tensor:
+    """Logits (N, V) of a batch."""
+    return counted_logits(model, batch.input_ids, batch.counted, **batch.packing)
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b| of logits (N, V), each row without its mean, which no softmax sees."""
+    a, b = (x.double() - x.double().mean(-1, keepdim=True) for x in (a, b))
+    return float((a - b).norm() / b.norm().clamp(min=1e-300))
+
+
+def tolerance_of(model: nn.Module, dtype: torch.dtype) -> float:
+    """What rounding may change; scales of 8-bit layers depend on all tokens that are fed together."""
+    is_8bit = any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+    formats = {p.dtype for p in model.parameters() if p.is_floating_point()} | {dtype}
+    return max(TOLERANCE.get(format_, 0.0) for format_ in ({*formats, torch.bfloat16} if is_8bit else formats))
