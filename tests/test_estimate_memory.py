@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, Qwen3MoeConfig
+from transformers import FalconConfig, GPT2Config, GPTNeoConfig, LlamaConfig, Qwen3MoeConfig
 
 from ftkit.cli import main
 from ftkit.core.gpus import GPUS, find_gpu
@@ -68,6 +68,31 @@ def test_the_report_adds_up(small):
     assert report["allocated_bytes"] <= report["reserved_bytes"] == report["process_bytes"] - report["context_bytes"]
     assert report["run"]["rows"] == 16 and report["run"]["micro_steps"] == 1
     assert report["gpu"] is None
+
+
+def test_a_pack_is_what_training_makes_of_these_rows(small):
+    """Packs of 4096 tokens, or of so many as --micro-batch rows have; --micro-tokens is taken as it is."""
+    options = ["--model", small, "--max-length", 256, "--batch", 64]
+    runs = [
+        as_json(*options, *more)["run"]
+        for more in ([], ["--micro-batch", 4], ["--micro-tokens", 600], ["--pack", "off"], ["--micro-tokens", 9])
+    ]
+    assert [run["rows"] for run in runs] == [16, 4, 2, 16, 1]
+    packed, padded = (as_json(*options, "--pack", way)["allocated_bytes"] for way in ("on", "off"))
+    assert 0.9 < packed / padded < 1.1  # the same tokens
+
+
+def test_a_model_that_ignores_packs_is_estimated_on_padded_rows(tmp_path):
+    for name, config in (
+        ("neo", GPTNeoConfig(hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]])),
+        ("falcon", FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4)),
+    ):
+        config.vocab_size, config.architectures = 512, [type(config).__name__.replace("Config", "ForCausalLM")]
+        config.save_pretrained(tmp_path / name)
+        packed, padded = (
+            as_json("--model", tmp_path / name, "--max-length", 64, "--pack", way) for way in ("on", "off")
+        )
+        assert packed["allocated_bytes"] == padded["allocated_bytes"] > 0
 
 
 def test_a_person_gets_a_table_on_stdout_and_remarks_on_stderr(small):

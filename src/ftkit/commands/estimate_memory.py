@@ -189,7 +189,7 @@ def estimate_run(
     with suppress(NotImplementedError, RuntimeError, TypeError, ValueError):  # those are told of the padded rows below
         if plan.pack and (packed := simulate_run(settings, plan, config, gpu, capacity_bytes)) is not None:
             return packed
-    padded = replace(plan, pack=False)
+    padded = resolve(replace(settings, pack="off"), config, gpu) if plan.pack else plan
     try:
         estimate = simulate_run(settings, padded, config, gpu, capacity_bytes)
         assert estimate is not None
@@ -423,7 +423,7 @@ def as_json(
     return {
         "schema": "ftkit.estimate/1",
         "model": settings.model,
-        "run": asdict(plan)
+        "run": {key: value for key, value in asdict(plan).items() if key != "pack"}
         | {"dtype": dtype_name(plan.dtype), "gradient_checkpointing": settings.gradient_checkpointing == "on"},
         "trained_parameters": estimate.trained_parameters,
         "total_parameters": estimate.total_parameters,
