@@ -491,3 +491,17 @@ def test_the_history_is_in_the_state_folder():
         str(terminal.history_path({"XDG_STATE_HOME": "relative", "HOME": "/h"})) == "/h/.local/state/ftkit/chat_history"
     )
     assert str(terminal.history_path({"HOME": "/h"})) == "/h/.local/state/ftkit/chat_history"
+
+
+def test_the_first_ctrl_c_asks_the_answer_to_stop_and_a_second_one_interrupts():
+    import signal
+
+    from ftkit.terminal import ctrl_c_calls
+
+    calls = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), ctrl_c_calls(lambda: calls.append("stop")) as pressed:
+        signal.raise_signal(signal.SIGINT)
+        assert calls == ["stop"] and len(pressed) == 1
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

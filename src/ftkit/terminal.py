@@ -1,10 +1,11 @@
 """Talking at a terminal: reads what a person types, shows answers as they come, obeys commands like /help."""
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,21 +50,44 @@ def show_answer(conversation: Conversation, text: str) -> bool:
     """Answer aloud; Ctrl-C ends the answer, and what was said by then is kept. False if nothing was said."""
     reply = conversation.ask(text)
     say_dropped(conversation, reply)
-    began, stopped = time.perf_counter(), False
-    try:
-        for piece in reply:
-            sys.stdout.write(console.safe(piece, sys.stdout))
+    began = time.perf_counter()
+    with ctrl_c_calls(reply.stop) as pressed:
+        try:
+            for piece in reply:
+                sys.stdout.write(console.safe(piece, sys.stdout))
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            pressed.append(signal.SIGINT)
+        finally:
+            sys.stdout.write("\n")
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        stopped = True
-    finally:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+    stopped = bool(pressed)
     say_status(conversation, reply, time.perf_counter() - began, stopped=stopped)
     if stopped and not reply.content:
         return False
     conversation.keep(text, reply)
     return True
+
+
+@contextmanager
+def ctrl_c_calls(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """While open, the first Ctrl-C calls `stop`, a second one interrupts; the list holds those that were pressed.
+
+    An exception in the middle of a forward pass can get lost: libraries call back into Python where none may pass.
+    """
+    pressed: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        pressed.append(number)
+        stop()
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def say_dropped(conversation: Conversation, reply: Reply) -> None:

@@ -157,6 +157,10 @@ class Reply:
                 if piece:
                     yield piece
 
+    def stop(self) -> None:
+        """End the answer with the token that is being computed."""
+        self._stream.stop()
+
     @property
     def answer(self) -> Answer:
         """The answer so far; the whole of it after the last piece."""

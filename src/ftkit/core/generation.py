@@ -259,6 +259,10 @@ class Stream:
         """The answer so far."""
         return self._writing.answer
 
+    def stop(self) -> None:
+        """End the answer with the token that is being computed; safe to call from a signal handler."""
+        self._writing.room = 0
+
 
 def stream_answer(
     model: Any,
