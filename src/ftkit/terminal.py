@@ -47,7 +47,10 @@ def follow(conversation: Conversation, line: str) -> None:
 
 
 def show_answer(conversation: Conversation, text: str) -> bool:
-    """Answer aloud; Ctrl-C ends the answer, and what was said by then is kept. False if nothing was said."""
+    """Answer aloud; Ctrl-C ends the answer, and what was said by then is kept. False if nothing was said.
+
+    The turn is kept before the status says that it ended: whoever reads that may press Ctrl-C again at once.
+    """
     reply = conversation.ask(text)
     say_dropped(conversation, reply)
     began = time.perf_counter()
@@ -61,12 +64,13 @@ def show_answer(conversation: Conversation, text: str) -> bool:
         finally:
             sys.stdout.write("\n")
             sys.stdout.flush()
-    stopped = bool(pressed)
-    say_status(conversation, reply, time.perf_counter() - began, stopped=stopped)
-    if stopped and not reply.content:
-        return False
-    conversation.keep(text, reply)
-    return True
+        stopped = bool(pressed)
+        is_kept = bool(reply.content) or not stopped
+        if is_kept:
+            conversation.keep(text, reply)
+    with suppress(KeyboardInterrupt):  # one more press stops nothing
+        say_status(conversation, reply, time.perf_counter() - began, stopped=stopped)
+    return is_kept
 
 
 @contextmanager
