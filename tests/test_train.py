@@ -23,7 +23,7 @@ from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.settings import TrainSettings
-from ftkit.core.training import train_steps
+from ftkit.core.training import begin_training, train_steps
 from ftkit.errors import ExitCode
 from ftkit.io.atomic import check_manifest, sha256_of_file
 from ftkit.io.card import read_card
@@ -209,7 +209,7 @@ def test_peft_loads_the_adapter_and_gives_the_logits_that_training_ended_with(ru
     prepared = prepared_again(finished, tiny_model)
     model = load(prepared)
     optimizer = make_optimizer(model, "adamw", 0.01, 0.0)
-    steps = train_steps(model, optimizer, prepared.examples, summed_loss, prepared.plan, "cpu")
+    steps = train_steps(model, begin_training(model, optimizer, prepared.plan), prepared.examples, summed_loss, "cpu")
     with packed_attention(model):
         losses = [step.loss for step in steps]
     assert losses == [line["loss"] for line in jsonl(run_folder / "metrics.jsonl") if "loss" in line]
@@ -603,5 +603,5 @@ def test_a_run_that_diverges_is_not_complete_and_leaves_no_adapter(train, tmp_pa
     result = train("train.jsonl", "--model", tiny_model, "--steps", 9, "--alpha", "1e38", "--lr", 1)
     assert result.exit_code == ExitCode.DIVERGED and result.stdout == "" and "diverged" in result.stderr
     (info,) = (tmp_path / "runs").glob("*/run.json")
-    assert json.loads(info.read_text())["status"] == "failed" and not (info.parent / "adapter").exists()
+    assert json.loads(info.read_text())["status"] == "diverged" and not (info.parent / "adapter").exists()
     assert not (tmp_path / "runs" / "latest").exists()
