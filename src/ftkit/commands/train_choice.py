@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import console
-from ftkit.commands.train_plan import NOT_IDENTITY, Prepared, base_facts
-from ftkit.commands.train_record import settings_facts
+from ftkit.commands.train_plan import Prepared
+from ftkit.commands.train_record import differences
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.run_folder import COMPLETE, RunFolder, find_run, mark_latest, new_run, unfinished_runs
 from ftkit.io.run_lock import is_locked
@@ -87,19 +87,3 @@ def name_nearest(prepared: Prepared) -> None:
     if near:
         changed, run = min(near, key=lambda pair: len(pair[0]))
         console.info(f"a new run; {run.path} is unfinished and differs in: {', '.join(changed.values())}")
-
-
-def differences(info: dict[str, Any], prepared: Prepared) -> dict[str, str]:
-    """What differs between a run on disk and the one asked for: setting -> in words."""
-    old, new = info.get("settings", {}), settings_facts(prepared.settings)
-    changed = {
-        key: f"{key} {old.get(key)} -> {new[key]}"
-        for key in new
-        if key not in NOT_IDENTITY and old.get(key) != new[key]
-    }
-    if info.get("data", {}).get("sha256") != prepared.data.sha256:
-        changed["rows"] = "rows"
-    facts, known = base_facts(prepared.base, prepared.settings), info.get("model", {})
-    if any(known.get(key) != value for key, value in facts.items()):
-        changed["base"] = "base"
-    return changed

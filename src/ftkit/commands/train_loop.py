@@ -22,7 +22,13 @@ from ftkit.core.training_state import collect_state, restore_state
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_folder import write_adapter, write_model
 from ftkit.io.card import Card
-from ftkit.io.checkpoint import Checkpoint, checkpoint_path, prune_checkpoints, write_checkpoint
+from ftkit.io.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    checkpoint_steps,
+    prune_checkpoints,
+    write_checkpoint,
+)
 from ftkit.io.run_folder import RunFolder
 from ftkit.stopping import Stopped, StopRequest
 
@@ -75,7 +81,8 @@ class Session:
     training: Training
     course: Course
     rhythm: Rhythm
-    saved_step: int | None = None
+    saved: list[int] = field(default_factory=list)
+    """Steps with a checkpoint that is whole, oldest first."""
     saved_at: float = field(default_factory=time.monotonic)
     saving_seconds: float = 0.0
 
@@ -83,6 +90,11 @@ class Session:
     def step(self) -> int:
         """Steps that are done."""
         return self.training.step
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self.saved[-1] if self.saved else None
 
     @property
     def is_last(self) -> bool:
@@ -139,7 +151,8 @@ def go_on(session: Session, start: Checkpoint) -> None:
             ExitCode.MODEL,
             hint="--resume never begins a new run",
         ) from None
-    training.step = session.saved_step = start.step
+    training.step = start.step
+    session.saved = [step for step in checkpoint_steps(session.folder.path) if step <= start.step]
     console.info(f"going on after step {start.step:,} of {training.plan.steps:,}: {start.path}")
 
 
@@ -168,7 +181,7 @@ def run_steps(session: Session) -> None:
 
 def settle(session: Session) -> None:
     """After a step: what is due, which is a checkpoint and, to compare it with others, its held-out loss."""
-    if not session.step or session.step == session.saved_step or not is_due(session):
+    if not session.step or not is_due(session):
         return
     if session.prepared.settings.early_stop:
         validate(session, session.step)
@@ -206,8 +219,10 @@ def save(session: Session) -> None:
         write(folder, session.model, prepared.encoder.tokenizer, session.card)
 
     write_checkpoint(session.folder.path, session.step, fill, tensors, values)
-    session.saved_step = session.step
-    prune_checkpoints(session.folder.path, session.step, prepared.settings.keep, course.best_step)
+    session.saved.append(session.step)
+    best = [step for step in session.saved if step == course.best_step]
+    session.saved = sorted({*best, *session.saved[-prepared.settings.keep :]})
+    prune_checkpoints(session.folder.path, session.saved)
     session.saved_at = time.monotonic()
     session.saving_seconds = session.saved_at - began
 

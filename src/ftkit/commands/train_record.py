@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ftkit import __version__
-from ftkit.commands.train_plan import Prepared, base_facts
+from ftkit.commands.train_plan import NOT_IDENTITY, Prepared, base_facts
 from ftkit.core.configuration import toml_value
 from ftkit.core.settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
@@ -26,6 +26,22 @@ from ftkit.stopping import Stopped
 NOT_REPEATED = ("dry_run", "json", "run", "resume", "allow_change", "time_limit")
 """Settings of one command, not of the run: config.toml leaves them out."""
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def differences(info: dict[str, Any], prepared: Prepared) -> dict[str, str]:
+    """What differs between a run on disk and the one asked for: setting -> in words."""
+    old, new = info.get("settings", {}), settings_facts(prepared.settings)
+    changed = {
+        key: f"{key} {old.get(key)} -> {new[key]}"
+        for key in new
+        if key not in NOT_IDENTITY and old.get(key) != new[key]
+    }
+    if info.get("data", {}).get("sha256") != prepared.data.sha256:
+        changed["rows"] = "rows"
+    facts, known = base_facts(prepared.base, prepared.settings), info.get("model", {})
+    if any(known.get(key) != value for key, value in facts.items()):
+        changed["base"] = "base"
+    return changed
 
 
 def settings_facts(settings: TrainSettings) -> dict[str, Any]:
@@ -43,6 +59,8 @@ def recorded(folder: RunFolder, prepared: Prepared, resumed: int | None) -> Iter
     if resumed is not None:
         before = folder.read_info()
         info["resumed_from"] = [*before.get("resumed_from", []), resumed]
+        changed = list(differences(before, prepared).values())
+        info["changes"] = before.get("changes", []) + ([{"step": resumed, "what": changed}] if changed else [])
     folder.write_info(info)
     folder.write_text("config.toml", config_text(prepared.settings))
     folder.write_rows("valid.jsonl", prepared.valid_rows)

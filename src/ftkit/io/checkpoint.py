@@ -7,7 +7,7 @@ state.json, from which the run goes on. manifest.json, written last, has the sha
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,9 @@ def damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path}: {what}", ExitCode.MODEL, hint="remove it, and the run goes on from the one before")
 
 
-def prune_checkpoints(run: Path, last: int, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints up to step `last` and that of step `best`.
-
-    Later ones than `last` are damaged: the run went back behind them.
-    """
-    steps = checkpoint_steps(run)
-    kept = {*[step for step in steps if step <= last][-keep:], best}
-    for step in steps:
+def prune_checkpoints(run: Path, kept: Collection[int]) -> None:
+    """Remove the checkpoints of all other steps."""
+    for step in checkpoint_steps(run):
         if step not in kept:
             faults.point("prune")
             shutil.rmtree(checkpoint_path(run, step))
