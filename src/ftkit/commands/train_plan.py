@@ -12,14 +12,15 @@ from torch import nn
 
 from ftkit import console
 from ftkit.commands.train_rows import Data, make_examples, read_data, rows_sha256, settle_objective, share_of
-from ftkit.core.adapters import make_trainable
+from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import auto_micro_batch, auto_micro_tokens, steps_per_epoch
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import Ledger
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.optimizer_memory import optimizer_memory
 from ftkit.core.optimizers import check_optimizer
+from ftkit.core.plan import Plan
 from ftkit.core.settings import TrainSettings
-from ftkit.core.training import Plan
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import (
     Base,
@@ -40,7 +41,10 @@ from ftkit.io.quantization import check_quantization
 
 DEFAULT_LR = {"lora": 2e-4, "qlora": 2e-4, "int8": 2e-4, "full": 2e-5}
 SCRATCH_LR = 1e-3
-NOT_IDENTITY = ("data", "run", "json", "dry_run", "device")
+NOT_IDENTITY = (
+    "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit",
+)  # fmt: skip
+"""Settings that do not change what a run makes; with --early-stop, when it saves does."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Prepared:
     identity: str
     rehearsed: nn.Module
     """The model on the meta device, with what the method trains set free."""
+
+    @property
+    def trains_model(self) -> bool:
+        """True where every weight is trained, so that a model is written and no adapter."""
+        return bool(self.settings.init) or self.settings.method == "full"
 
 
 def prepare(settings: TrainSettings) -> Prepared:
@@ -191,6 +200,8 @@ def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any
     """sha256 of all that decides the result: resolved settings, rows, held-out rows, base, template."""
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in NOT_IDENTITY}
     template = data.template and data.template.fingerprint
+    if settings.early_stop:
+        chosen["save_every"] = settings.save_every
     facts = {
         "settings": chosen,
         "data": data.sha256,
@@ -205,3 +216,16 @@ def base_facts(base: Base, settings: TrainSettings) -> dict[str, str | None]:
     """What tells one base from another, whatever its name: its config, and its weights or the commit they come from."""
     weights = None if settings.init else weights_sha256(base)
     return {"revision": base.revision, "config_sha256": config_sha256(base), "weights_sha256": weights}
+
+
+def weights_bytes(prepared: Prepared) -> float:
+    """What the loaded weights take at the very least."""
+    quantised = {"qlora": 0.5, "int8": 1.0}.get(prepared.settings.method)
+    return sum(p.numel() * (quantised or p.element_size()) for p in prepared.rehearsed.parameters())
+
+
+def checkpoint_bytes(prepared: Prepared) -> int:
+    """Size of one checkpoint on disk: trained weights and what the optimizer keeps of them."""
+    trained = trainable_parameters(prepared.rehearsed)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    return weights + optimizer_memory(prepared.settings.optimizer, trained).state_bytes

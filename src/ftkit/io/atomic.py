@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ftkit import faults
 from ftkit.errors import ExitCode, UserError
 
 MANIFEST = "manifest.json"
@@ -32,8 +33,10 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             mode, buffering=BUFFER_BYTES, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else ""
         ) as file:
             yield file
+            faults.point("write")
             file.flush()
             os.fsync(file.fileno())
+        faults.point("rename")
         os.replace(staged, path)
         sync_folder(path.parent)
     finally:
@@ -52,6 +55,7 @@ def atomic_folder(path: Path, *, replace: bool = False, extra: dict[str, Any] | 
     remove_leftovers(path.parent)
     staged = staging_name(path)
     staged.mkdir()
+    faults.point("staged")
     try:
         yield staged
         write_manifest(staged, extra or {})
@@ -72,7 +76,9 @@ def publish(staged: Path, path: Path) -> None:
     if path.exists():
         old = staging_name(path)
         os.replace(path, old)
+    faults.point("rename")
     os.replace(staged, path)
+    faults.point("renamed")
     sync_folder(path.parent)
     if old is not None:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -85,6 +91,7 @@ def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
         sync_file(file)
         listed[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
     text = json.dumps({"schema": MANIFEST_SCHEMA, **extra, "files": listed}, indent=1, sort_keys=True)
+    faults.point("manifest")
     with (folder / MANIFEST).open("w", encoding="utf-8") as file_out:
         file_out.write(text + "\n")
         file_out.flush()
