@@ -336,7 +336,8 @@ def test_a_server_that_never_answers_is_one_warning_and_does_not_keep_the_proces
     assert done.stderr == "ftkit: warning: mlflow: no answer within 4 s; the run goes on without it\n"
 
 
-def test_a_tracker_that_breaks_on_the_way_is_one_warning_and_the_others_go_on(here, capfd):
+def test_a_tracker_that_breaks_on_the_way_is_one_warning_and_the_others_go_on(here, capfd, monkeypatch):
+    monkeypatch.setattr("ftkit.io.trackers.GATHER_SECONDS", 0.01)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{here.path.parent / 'mlflow.db'}"
     opened = open_trackers("mlflow,tensorboard", here, FACTS)
     with sqlite3.connect(here.path.parent / "mlflow.db") as store:

@@ -25,6 +25,8 @@ OPEN_SECONDS = 60
 """How long train waits for a tracker before the first step."""
 STOP_SECONDS = 10
 """How long a run that was stopped waits for one to take the rest: whoever stops it does not wait long."""
+GATHER_SECONDS = 1.0
+"""A call takes as long for many numbers as for one; what is lost of them in a sudden death is at most this."""
 USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -68,13 +70,14 @@ class Worker:
         self._has_ended.set()
 
     def _take(self, tracker: Tracker) -> bool:
-        """Hand over what has come, all numbers at once; True after the end."""
+        """Hand over the numbers of a second at once, or what comes before the end; True after the end."""
         points: list[Point] = []
         item: Point | End | None = self._items.get()
+        until = time.monotonic() + GATHER_SECONDS
         while isinstance(item, Point):
             points.append(item)
             try:
-                item = self._items.get_nowait()
+                item = self._items.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:
                 item = None
         if points:
