@@ -245,6 +245,9 @@ def explain(error: Exception, *, debug: bool) -> ExitCode:
         where = f"{error.filename}: " if error.filename else ""
         console.error(f"{where}{error.strerror or error}")
         return ExitCode.IO
+    if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):  # it has no errno
+        console.error(f"a file could not be written: {error}")
+        return ExitCode.IO
     if is_out_of_memory(error):
         console.error(
             "out of memory", "make --micro-batch or --max-length smaller; ftkit estimate-memory says what fits"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit import console
+from ftkit import console, faults
 from ftkit.commands.train_choice import choose_folder, find_done, refuse_other_run
 from ftkit.commands.train_loop import Course, train
 from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weights_bytes
@@ -72,6 +72,7 @@ def say_path(run_folder: RunFolder) -> None:
 def load(prepared: Prepared, start: Checkpoint | None = None) -> nn.Module:
     """The base (or new weights) with what the method trains set free, seeded; or as a checkpoint has it."""
     settings, base = prepared.settings, prepared.base
+    faults.point("load")
     torch.manual_seed(settings.seed)
     if prepared.trains_model:
         settings = replace(settings, full=True)

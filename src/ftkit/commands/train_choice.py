@@ -18,19 +18,22 @@ SAFE_CHANGES = (
 
 
 def find_done(prepared: Prepared) -> RunFolder | None:
-    """The complete run that did just this already: in --run, or anywhere in runs/, where it becomes the latest."""
+    """The complete run that did just this already: in --run, or anywhere in runs/; it becomes the latest."""
     asked = prepared.settings.run
-    if asked is None:
-        done = find_run(prepared.identity, complete=True)
-        if done is not None:
-            mark_latest(done)
-        return done
-    run_folder = RunFolder(Path(asked))
-    if not (run_folder.path / "run.json").is_file():
+    done = (
+        find_run(prepared.identity, complete=True) if asked is None else complete_run(RunFolder(Path(asked)), prepared)
+    )
+    if done is not None:
+        mark_latest(done)
+    return done
+
+
+def complete_run(run: RunFolder, prepared: Prepared) -> RunFolder | None:
+    """The run if it is complete and the one that is asked for."""
+    if not (run.path / "run.json").is_file():
         return None
-    info = run_folder.read_info()
-    is_same = info.get("status") == COMPLETE and info.get("identity") == prepared.identity
-    return run_folder if is_same else None
+    info = run.read_info()
+    return run if info.get("status") == COMPLETE and info.get("identity") == prepared.identity else None
 
 
 def refuse_other_run(prepared: Prepared) -> None:
@@ -39,7 +42,7 @@ def refuse_other_run(prepared: Prepared) -> None:
     --allow-change lets an unfinished one go on with other settings where these are safe to change.
     """
     asked = prepared.settings.run
-    if asked is None or not Path(asked).exists():
+    if asked is None or not (Path(asked) / "run.json").exists():
         return
     info = RunFolder(Path(asked)).read_info()
     if info.get("identity") == prepared.identity:

@@ -22,6 +22,7 @@ from ftkit.core.optimizers import check_optimizer
 from ftkit.core.plan import Plan
 from ftkit.core.settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.atomic import is_staged
 from ftkit.io.base_model import (
     Base,
     check_base,
@@ -38,6 +39,7 @@ from ftkit.io.base_model import (
 )
 from ftkit.io.devices import dtype_name, pick_device, pick_dtype
 from ftkit.io.quantization import check_quantization
+from ftkit.io.run_lock import NAME as LOCK
 
 DEFAULT_LR = {"lora": 2e-4, "qlora": 2e-4, "int8": 2e-4, "full": 2e-5}
 SCRATCH_LR = 1e-3
@@ -127,8 +129,13 @@ def refuse_many_processes(world_size: str) -> None:
 
 
 def refuse_no_run(asked: str | None) -> None:
-    """--run makes a new folder, or names that of a run: another one is exit 9."""
-    if asked is not None and Path(asked).exists() and not (Path(asked) / "run.json").is_file():
+    """--run makes a new folder, or names that of a run: one that holds anything else is exit 9.
+
+    A run that ended before it wrote run.json has left an empty folder, or its lock.
+    """
+    if asked is None or not Path(asked).exists() or (Path(asked) / "run.json").is_file():
+        return
+    if not Path(asked).is_dir() or any(entry.name != LOCK and not is_staged(entry) for entry in Path(asked).iterdir()):
         raise UserError(f"{asked} exists and is no run", ExitCode.EXISTS, hint="give another --run")
 
 

@@ -15,6 +15,7 @@ from ftkit.core.batching import Batch, global_batches
 from ftkit.core.encoding import Example
 from ftkit.core.optimizers import learning_rate, set_learning_rate
 from ftkit.core.plan import Plan, within_memory
+from ftkit.core.random_state import restore_torch, torch_state
 from ftkit.errors import ExitCode, UserError
 
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -86,12 +87,19 @@ def accumulate_within_memory(
 ) -> tuple[list[Batch], Tensor]:
     """(micro-batches, summed nats) of one global batch; what did not fit is begun again in smaller micro-batches."""
 
+    drawn = torch_state()
+
     def work(batches: list[Batch]) -> tuple[list[Batch], Tensor]:
+        restore_torch(drawn)  # a try that failed has drawn dropout masks
         training.optimizer.zero_grad(set_to_none=True)
         batches = [batch.to(device) for batch in batches]
         return batches, accumulate(model, batches, objective, training.scaler)
 
-    done, training.plan = within_memory(training.plan, rows, work)
+    try:
+        done, training.plan = within_memory(training.plan, rows, work)
+    except UserError:  # not even one row fits: the step is left as if it had not begun
+        restore_torch(drawn)
+        raise
     return done
 
 

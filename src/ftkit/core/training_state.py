@@ -3,20 +3,17 @@
 Optimizer, loss scaler, and the random generators of Python, NumPy and torch (CPU and every GPU).
 """
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ftkit.core.random_state import random_state, restore_random
 from ftkit.core.training import Training
 
-Values = dict[str, Any]
 
-
-def collect_state(training: Training) -> tuple[dict[str, Tensor], Values]:
+def collect_state(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors on the CPU, JSON values) from which `restore_state` goes on."""
     tensors, values = optimizer_state(training.optimizer)
     random_tensors, random_values = random_state()
@@ -27,7 +24,7 @@ def collect_state(training: Training) -> tuple[dict[str, Tensor], Values]:
     }
 
 
-def restore_state(training: Training, tensors: dict[str, Tensor], values: Values) -> None:
+def restore_state(training: Training, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Put a collected state back. Raises KeyError, ValueError or RuntimeError where it is not of such a run."""
     restore_optimizer(training.optimizer, tensors, values["optimizer"])
     if training.scaler.is_enabled():
@@ -42,13 +39,13 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, int, 
             yield group_at, at, parameter
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Values]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What the optimizer keeps of each parameter: tensors by `optimizer.<group>.<place>.<name>`, other values likewise.
 
     Not `state_dict()`: loading one casts states to the parameter's format (torch) or wraps them (bitsandbytes).
     """
     tensors: dict[str, Tensor] = {}
-    values: Values = {}
+    values: dict[str, Any] = {}
     for group_at, at, parameter in parameters_of(optimizer):
         for name, value in optimizer.state.get(parameter, {}).items():
             key = f"optimizer.{group_at}.{at}.{name}"
@@ -59,7 +56,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     return tensors, values
 
 
-def restore_optimizer(optimizer: Any, tensors: dict[str, Tensor], values: Values) -> None:
+def restore_optimizer(optimizer: Any, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Fill the states of an optimizer that has made no step."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     kept = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
@@ -85,24 +82,3 @@ def put_state(state: dict[str, Any], name: str, value: Any, parameter: Tensor) -
         present.copy_(value)
     else:
         state[name] = value.to(parameter.device) if isinstance(value, Tensor) else value
-
-
-def random_state() -> tuple[dict[str, Tensor], Values]:
-    """Every random generator that training or a library of it may draw from."""
-    kind, keys, *place = np.random.get_state()  # the global generator is what libraries draw from
-    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(np.asarray(keys).copy())}
-    if torch.cuda.is_available():
-        tensors |= {f"random.cuda.{at}": state for at, state in enumerate(torch.cuda.get_rng_state_all())}
-    return tensors, {"python": random.getstate(), "numpy": [kind, *place]}
-
-
-def restore_random(tensors: dict[str, Tensor], values: Values) -> None:
-    """Set the generators to where they were."""
-    version, numbers, gauss = values["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, *place = values["numpy"]
-    np.random.set_state((kind, tensors["random.numpy"].numpy(), *place))
-    torch.set_rng_state(tensors["random.torch"])
-    if torch.cuda.is_available():
-        states = [tensors[key] for key in sorted(tensors) if key.startswith("random.cuda.")]
-        torch.cuda.set_rng_state_all(states)

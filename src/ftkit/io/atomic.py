@@ -11,6 +11,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ MAKE_AGAIN = "make the folder again, or copy it again from where it was made"
 def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """An open file that takes the name `path` when the block ends well; after an error nothing is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     staged = staging_name(path)
     try:
         with staged.open(
@@ -155,9 +157,15 @@ def staging_name(path: Path) -> Path:
     return path.with_name(f".tmp-{path.name}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this host left staged when they died."""
-    for leftover in folder.glob(f".tmp-*-{socket.gethostname()}-*-*"):
+def is_staged(path: Path) -> bool:
+    """True for what is being made, or was when its process died."""
+    return path.name.startswith(".tmp-")
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what processes of this host left staged, for this name or for all, when they died."""
+    pattern = f".tmp-{name if name == '*' else escape(name)}-{escape(socket.gethostname())}-*-*"
+    for leftover in folder.glob(pattern):
         pid = leftover.name.rsplit("-", 2)[1]
         if pid.isdigit() and not is_alive(int(pid)):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

@@ -47,6 +47,7 @@ def write_checkpoint(
 ) -> Path:
     """Write the checkpoint of a step; `fill` puts the trained weights into its folder."""
     path = checkpoint_path(run, step)
+    path.parent.mkdir(exist_ok=True)  # fails where somebody took the run away: it must not begin anew from here
     with atomic_folder(path, replace=True, extra={"step": step}) as folder:
         fill(folder)
         (folder / TRAINING).mkdir()

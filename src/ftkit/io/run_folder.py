@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from ftkit import faults
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import atomic_file, sync_file
 
@@ -82,6 +83,7 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """One more line of metrics.jsonl."""
+        faults.point("write")
         with self.metrics.open("ab") as file:
             file.write(orjson.dumps(line) + b"\n")
 
