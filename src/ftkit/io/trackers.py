@@ -38,7 +38,10 @@ class Worker:
         self.tracker: Tracker | None = None
         self._items: SimpleQueue[Point | End] = SimpleQueue()
         self._has_started, self._has_ended, self._lock = Event(), Event(), Lock()
-        Thread(target=self._work, args=(begin,), name=f"tracker-{name}", daemon=True).start()
+        try:
+            Thread(target=self._work, args=(begin,), name=f"tracker-{name}", daemon=True).start()
+        except RuntimeError as error:  # no thread is left
+            self._give_up(reason(error))
 
     def put(self, item: Point | End) -> None:
         """Returns at once."""
@@ -66,7 +69,6 @@ class Worker:
                 pass
         except BaseException as error:  # a library may even call sys.exit
             self._give_up(reason(error))
-        self._has_started.set()
         self._has_ended.set()
 
     def _take(self, tracker: Tracker) -> bool:
@@ -91,6 +93,8 @@ class Worker:
             is_first, self.has_failed = not self.has_failed, True
         if is_first:
             console.warn(f"{self.name}: {why}; the run goes on without it")
+        self._has_started.set()
+        self._has_ended.set()
 
 
 class Trackers:
