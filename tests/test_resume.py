@@ -375,3 +375,30 @@ def test_early_stopping_goes_on_to_the_same_bytes_too(train, whole, tmp_path):
         for place in (tmp_path, tmp_path / "whole")
     ]
     assert losses[0] == losses[1] and list(losses[0]) == [0, 2, 4, 6, 8, 10, 12]
+
+
+# ---------------------------------------------------------------- room, and the unusual
+def test_a_disk_without_room_for_the_checkpoints_is_said_before_anything_is_loaded(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftkit.io.free_space.shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    result = train(*RUN, "--keep", 4)
+    assert result.exit_code == ExitCode.IO and "5 checkpoints take" in result.stderr
+    assert "plan:" not in result.stderr
+
+
+def test_a_machine_without_memory_for_the_weights_is_said_before_they_are_loaded(train, tmp_path, monkeypatch):
+    facts = tmp_path / "meminfo"
+    facts.write_text("MemAvailable:   5 kB\n")
+    monkeypatch.setattr("ftkit.io.free_space.MEMORY_FACTS", facts)
+    result = train(*RUN)
+    assert result.exit_code == ExitCode.MEMORY and "takes 1" in result.stderr and "5 KB are free" in result.stderr
+
+
+def test_a_spike_of_the_loss_is_reported_and_kept(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftkit.commands.train_loop.SPIKE_WINDOW", 3)
+    monkeypatch.setattr("ftkit.commands.train_loop.SPIKE", 1.01)
+    result = train(*RUN, "--lr", 0.5, "--schedule", "constant")  # far too fast: the loss goes up
+    (event, *_) = info_of(tmp_path / "run")["events"]
+    assert result.exit_code == 0 and "the median of the 3 before" in event["what"] and event["what"] in result.stderr
+    losses = [line["loss"] for line in jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    step = event["step"]
+    assert losses[step - 1] > 1.01 * sorted(losses[step - 4 : step - 1])[1]

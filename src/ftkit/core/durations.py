@@ -29,5 +29,5 @@ def rhythm_of(text: str, steps: int) -> Rhythm | None:
         return Rhythm(steps=max(1, round(steps * float(share[1]) / 100))) if 0 < float(share[1]) <= 100 else None
     if text.isdecimal():
         return Rhythm(steps=int(text)) if int(text) else None
-    seconds = seconds_of(text)
+    seconds = seconds_of(text) if text[-1:] in UNITS else None
     return Rhythm(seconds=seconds) if seconds else None
