@@ -49,7 +49,7 @@ def main() -> None:
     ways = [way for way in WAYS if (way.peer is None or way.peer in peers) and way.name in (asked.way or [way.name])]
     for way in WAYS:
         if way not in ways:
-            say(f"{way.name}: left out (--peer {way.peer}=VENV/bin)")
+            say(f"{way.name}: left out" + ("" if way.peer in (None, *peers) else f", no --peer {way.peer}=VENV/bin"))
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(asked.work or temporary).absolute()
         for name in KINDS if asked.data == "all" else [asked.data]:

@@ -180,15 +180,15 @@ def write_rows(folder: Path, train: list[Row], valid: list[Row]) -> None:
         (folder / name).mkdir(parents=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in train]
     (folder / "rows/train.jsonl").write_text("".join(lines), encoding="utf-8")
-    write_json(folder / "llamafactory/rows.json", instructions(train))
+    write_json(folder / "llamafactory/rows.json", instructions(train, SPECIALS["bos_token"]))
     write_json(folder / "llamafactory/dataset_info.json", {"rows": {"file_name": "rows.json"}})
     write_json(folder / "litgpt/train.json", instructions(train))
     write_json(folder / "litgpt/val.json", instructions(valid))
 
 
-def instructions(rows: list[Row]) -> list[Row]:
-    """Rendered prompts as instructions that need no template."""
-    return [{"instruction": row["prompt"], "input": "", "output": row["completion"]} for row in rows]
+def instructions(rows: list[Row], start: str = "") -> list[Row]:
+    """Rendered prompts as instructions that need no template; LLaMA-Factory's empty one puts no BOS in front."""
+    return [{"instruction": start + row["prompt"], "input": "", "output": row["completion"]} for row in rows]
 
 
 def write_json(path: Path, value: Any) -> Path:
