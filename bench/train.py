@@ -22,12 +22,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from lit_adapter import litgpt_adapter
+from litgpt_adapter import convert_adapter
 from train_jobs import BATCH, KINDS, Job, make_job, write_json
 from train_ways import LIT_CHECKPOINT, WAYS, Way, environment
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = {"trl": "trl", "llamafactory": "llamafactory", "litgpt": "litgpt"}
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
@@ -46,10 +45,8 @@ def main() -> None:
     """Measure what was asked for; print, and write, a table for each data set."""
     asked = parse_arguments()
     peers = {name: Path(folder).absolute() for name, folder in (peer.split("=", 1) for peer in asked.peer)}
-    ways = [way for way in WAYS if (way.peer is None or way.peer in peers) and way.name in (asked.way or [way.name])]
-    for way in WAYS:
-        if way not in ways:
-            say(f"{way.name}: left out" + ("" if way.peer in (None, *peers) else f", no --peer {way.peer}=VENV/bin"))
+    for name in {way.peer for way in WAYS} - {None, *peers}:
+        say(f"{name}: left out, no --peer {name}=VENV/bin")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(asked.work or temporary).absolute()
         for name in KINDS if asked.data == "all" else [asked.data]:
@@ -58,11 +55,17 @@ def main() -> None:
             except FileNotFoundError as error:
                 say(f"{name}: left out, there is no {error.filename}")
                 continue
-            table = measure(job, [way for way in ways if way.name in KINDS[name].ways], peers, asked.rounds)
+            table = measure(job, choose_ways(job, peers, asked.way), peers, asked.rounds)
             sys.stdout.write(table + "\n\n")
             sys.stdout.flush()
             if asked.write:
                 write_between_marks(asked.write, job.name, table)
+
+
+def choose_ways(job: Job, peers: dict[str, Path], asked: list[str] | None) -> list[Way]:
+    """ftkit, and the programs that are there, were asked for and can train the same tokens."""
+    able = [way for way in WAYS if way.name in KINDS[job.name].ways and way.peer in (None, *peers)]
+    return [way for way in able if way.peer is None or asked is None or way.name in asked]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=VENV/bin", help="trl, llamafactory, litgpt"
     )
-    parser.add_argument("--way", action="append", help=f"only these: {', '.join(way.name for way in WAYS)}")
+    parser.add_argument("--way", action="append", help=f"only these: {', '.join(way.name for way in WAYS[1:])}")
     parser.add_argument("--data", choices=[*KINDS, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps (of stories260k: ten times as many)")
@@ -95,6 +98,8 @@ def measure(job: Job, ways: list[Way], peers: dict[str, Path], rounds: int) -> s
             try:
                 run = run_once(way, job, job.folder / f"{name}-{seed}", seed, peers)
             except (subprocess.SubprocessError, IndexError, OSError) as error:
+                if way.peer is None:
+                    raise
                 say(f"  failed, left out from here on: {error}; its log is {job.folder / name}-{seed}.log")
                 del runs[name]
                 continue
@@ -117,7 +122,7 @@ def run_once(way: Way, job: Job, out: Path, seed: int, peers: dict[str, Path]) -
     loop = way.loop_seconds(log.read_text(encoding="utf-8", errors="replace"), out)
     adapter = out / way.adapter
     if way.peer == "litgpt":
-        adapter = litgpt_adapter(adapter / "lit_model.pth.lora", job.model, out / "adapter")
+        adapter = convert_adapter(adapter / "lit_model.pth.lora", job.model, out / "adapter")
     return Run(wall, cpu, loop, peak_mb, adapter)
 
 
@@ -218,16 +223,20 @@ def table_line(job: Job, name: str, found: list[Run], ours: list[Run], losses: l
 
 
 def peer_versions(peers: dict[str, Path]) -> list[str]:
-    """Name and version of each program, with the transformers and torch that it runs on."""
-    code = "import sys; from importlib.metadata import version as v; print(*(f'{n} {v(n)}' for n in sys.argv[1:]), sep=', ')"
-    asked = {
-        name: [PACKAGES[name], "transformers", "torch"] if name != "litgpt" else ["litgpt", "torch"] for name in peers
-    }
-    return [
-        subprocess.run([programs / "python", "-c", code, *asked[name]], check=True, capture_output=True, text=True)
-        .stdout.strip().replace(", ", " (", 1) + ")"
-        for name, programs in peers.items()
-    ]  # fmt: skip
+    """Name and version of each program, with the torch and transformers that it runs on."""
+    return [f"{name} {found[name]} ({on(found)})" for name, found in ((n, versions(at)) for n, at in peers.items())]
+
+
+def versions(programs: Path) -> dict[str, str]:
+    """Versions of all packages of an environment."""
+    command = [str(programs / "python"), "-m", "pip", "list", "--format", "json"]
+    listed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+    return {package["name"]: package["version"] for package in listed}
+
+
+def on(found: dict[str, str]) -> str:
+    """The libraries below a program."""
+    return ", ".join(f"{name} {found[name]}" for name in ("torch", "transformers") if name in found)
 
 
 def write_between_marks(path: Path, name: str, table: str) -> None:

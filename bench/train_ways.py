@@ -87,11 +87,12 @@ def litgpt_command(job: Job, out: Path, seed: int) -> list[str]:
 
     It has no constant rate: its first step is warm-up (without one it divides by zero), then its rate falls as a cosine.
     """
+    style = {"class_path": "litgpt.prompts.Default"}  # the prompt as it is
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": RATE, "weight_decay": 0.0}}
     return [
         "litgpt", "finetune_lora", str(job.folder.parent / LIT_CHECKPOINT), "--out_dir", str(out),
         "--precision", "bf16-mixed", "--data", "JSON", "--data.json_path", str(job.folder / "litgpt"),
-        "--data.prompt_style", json.dumps({"class_path": "litgpt.prompts.Default"}), "--data.mask_prompt", "true", "--data.num_workers", "0",
+        "--data.prompt_style", json.dumps(style), "--data.mask_prompt", "true", "--data.num_workers", "0",
         "--train.global_batch_size", str(BATCH), "--train.micro_batch_size", str(MICRO),
         "--train.epochs", str(ceil(job.epochs)), "--train.max_steps", str(job.steps),
         "--train.max_seq_length", str(job.max_length), "--train.lr_warmup_steps", "1",

@@ -16,7 +16,7 @@ PLAIN = {
 }
 
 
-def litgpt_adapter(checkpoint: Path, model: Path, folder: Path) -> Path:
+def convert_adapter(checkpoint: Path, model: Path, folder: Path) -> Path:
     """Write the adapter of a lit_model.pth.lora into a folder; its path."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     groups = config["hidden_size"] * config["num_key_value_heads"] // config["num_attention_heads"]
