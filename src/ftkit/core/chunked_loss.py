@@ -21,6 +21,9 @@ CHUNK_LOGITS = 2**25
 SMALLEST_CHUNK = 256
 """Positions of a chunk, however large the vocabulary is: fewer would make thin matrix products."""
 
+CACHED_LOGITS = 2**20
+"""Logits that are worked on at once on a CPU: 4 MiB in float32."""
+
 
 def chunk_size(vocabulary: int) -> int:
     """Positions of a chunk."""
@@ -52,8 +55,47 @@ def loss_in_chunks(model: Any, hidden: Tensor, labels: Tensor, size: int) -> Ten
 
 def summed_nats(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum of -log p(label): logits (n, V), labels (n,) -> (), in float32 at least."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, reduction="sum")
+    if logits.device.type == "cpu":
+        loss: Tensor = NatsInCache.apply(logits, labels)  # type: ignore[no-untyped-call]
+        return loss
+    return F.cross_entropy(logits.to(wide_format(logits)), labels, reduction="sum")
+
+
+def wide_format(logits: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 logits."""
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+class NatsInCache(torch.autograd.Function):
+    """Cross-entropy, summed, a few rows at a time, so that float32 copies of logits stay in a CPU's cache.
+
+    The gradient of a row is softmax(logits) - onehot(label); the softmax is computed again from the logits' own format.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        """logits (n, V), labels (n,) -> () in nats."""
+        wide = wide_format(logits)
+        normalisers = torch.cat([rows.to(wide).logsumexp(-1) for rows in torch.split(logits, rows_in_cache(logits))])
+        ctx.save_for_backward(logits, labels, normalisers)
+        return (normalisers - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        """(n, V) in the logits' format."""
+        logits, labels, normalisers = ctx.saved_tensors
+        gradient, size = torch.empty_like(logits), rows_in_cache(logits)
+        parts = (torch.split(tensor, size) for tensor in (logits, labels, normalisers, gradient))
+        for rows, chosen, normaliser, place in zip(*parts, strict=True):
+            found = (rows - normaliser.unsqueeze(1)).exp_()  # softmax, in the wide format
+            found[torch.arange(len(rows)), chosen] -= 1
+            place.copy_(found.mul_(upstream[0]))
+        return gradient, None
+
+
+def rows_in_cache(logits: Tensor) -> int:
+    """Rows that are worked on at once."""
+    return max(1, CACHED_LOGITS // logits.shape[1])
 
 
 class GradientOnTheWay(torch.autograd.Function):
