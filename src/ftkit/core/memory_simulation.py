@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ftkit.core.adapters import count_parameters, trainable_parameters
 from ftkit.core.caching_allocator import Block, CachingAllocator
 from ftkit.core.cuda_operators import SCRATCH, STAND_INS, CudaKernels, cuda_choices
+from ftkit.core.meta_kernels import run_on_meta
 from ftkit.core.optimizer_memory import optimizer_memory
 
 
@@ -213,7 +214,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 out = replacement(*args, **kwargs)
         else:
-            out = func(*args, **kwargs)
+            out = run_on_meta(func, args, kwargs)
         for each in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(each, Tensor):
                 self.track(each, self._part_now())
