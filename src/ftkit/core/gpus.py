@@ -67,7 +67,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb|g|mib|mb|m)", re.IGNORECASE)
 UNITS = {"gib": GIB, "gb": 10**9, "g": 10**9, "mib": MIB, "mb": 10**6, "m": 10**6}
 
 
-def find_gpu(text: str) -> Gpu:
+def find_gpu(text: str, flag: str = "--gpu") -> Gpu:
     """A card by its name (`t4`, `RTX 4090`, `A100-80GB`) or by a size (`24GB` = 24 x 10^9 bytes, `24GiB`).
 
     Raises UserError (usage) for anything else, with the nearest name.
@@ -76,16 +76,16 @@ def find_gpu(text: str) -> Gpu:
     if size:
         usable = int(float(size[1]) * UNITS[size[2].lower()])
         if usable <= 0:
-            raise UserError(f"--gpu {text}: a card without memory", ExitCode.USAGE, hint="for example --gpu 24GB")
+            raise UserError(f"{flag} {text}: a card without memory", ExitCode.USAGE, hint=f"for example {flag} 24GB")
         return Gpu(f"a card of {text.strip()}", usable, None)
     plain = re.sub(r"nvidia|geforce|tesla|[\s_-]", "", text.lower())
     by_name = {key.replace("-", ""): key for key in GPUS} | ALIASES
     if plain in by_name:
         return GPUS[by_name[plain]]
     if plain == "a100":
-        raise UserError("--gpu a100: which one?", ExitCode.USAGE, hint="a100-40 or a100-80")
+        raise UserError(f"{flag} a100: which one?", ExitCode.USAGE, hint="a100-40 or a100-80")
     raise UserError(
-        f"--gpu {text}: no such card in the table",
+        f"{flag} {text}: no such card in the table",
         ExitCode.USAGE,
         hint=f"{did_you_mean(text.lower(), list(GPUS))}give one of {', '.join(GPUS)}, or a size such as 24GB",
     )

@@ -34,7 +34,7 @@ def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     except TypeError:  # something without a hash
         return func(*args, **kwargs)
     if outputs:
-        made = [torch.empty_strided(each[0], each[1], dtype=each[2], device="meta") if type(each) is Place else each for each in outputs]
+        made = [new_tensor(each) if type(each) is Place else each for each in outputs]
         return tuple(made) if len(made) > 1 else made[0]
     out = func(*args, **kwargs)
     if outputs is not None:
@@ -42,6 +42,12 @@ def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             _known.clear()
         _known[key] = places_of(out, args)
     return out
+
+
+def new_tensor(place: "Place") -> Tensor:
+    """An empty tensor on meta of this form."""
+    shape, stride, dtype = place
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def makes_new_tensors(func: Any) -> bool:
