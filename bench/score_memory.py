@@ -2,15 +2,16 @@
 
 FILE has the columns of tests/published/measured.csv, one measured number a row; bench/measure_memory.py writes such
 files. Every row of a run that can be simulated exactly is simulated, without a GPU, and the errors are printed as a
-table; the other rows are counted with the reason. Sizes of a model come from configs.json beside FILE, or else from the
-model's own folder or Hugging Face. No number here is fitted to the rows, but for one input that its source does not
-publish: the longest batch of PEFT's benchmark, taken from one of its rows (`PEFT_LENGTH`).
+table; the other rows are counted with the reason. Sizes of a model come from configs.json beside FILE or beside the
+published rows, or else from the model's own folder or Hugging Face. No number here is fitted to the rows, but for one
+input that its source does not publish: the longest batch of PEFT's benchmark, taken from one of its rows (`PEFT_LENGTH`).
 """
 
 import argparse
 import csv
 import json
 import re
+import shlex
 import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -31,16 +32,24 @@ from transformers import AutoConfig
 from transformers.utils.logging import set_verbosity_error
 
 from ftkit.core.caching_allocator import GIB
-from ftkit.core.cuda_operators import CudaKernels
+from ftkit.core.configuration import coerce, field_types
+from ftkit.core.cuda_operators import CPU, HOPPER_WORKSPACE, CudaKernels
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.plain_script import PlainScript, script_memory
+from ftkit.core.planned_run import plan_run
+from ftkit.core.settings import EstimateSettings
+from ftkit.core.training_memory import training_memory
+from ftkit.io.devices import DTYPES
 from ftkit.io.quantization import quantization_config
 
 PEFT_LENGTH = 641
 """Tokens of the longest batch: where LoRA of rank 32 comes out as measured; the other eight rows are predictions."""
-PEFT_FIT = "lora--llama-3.2-3B-rank32.json"
-BEGIN, END = "<!-- begin: score_memory.py -->", "<!-- end -->"
+PUBLISHED = Path(__file__).parents[1] / "tests" / "published"
+METRICS = ("reserved", "resident")
+"""Words of `metric`; all else is allocated bytes."""
+BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
+"""Around the tables of a file in a document, with the file's name."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,12 @@ def script_of(row: dict[str, str]) -> PlainScript:
     if quality.startswith(("C", "B-legacy")):
         raise NotScored(f"quality {quality}")
     raise NotScored(f"{framework}: code or settings of its own (compile, offload, fused kernels, unknown lengths)")
+
+
+def require_known(row: dict[str, str]) -> None:
+    """NotScored for a run that cannot be simulated."""
+    if row["framework"] != "ftkit":
+        script_of(row)
 
 
 def common(row: dict[str, str]) -> PlainScript:
@@ -115,15 +130,47 @@ def peft_script(row: dict[str, str]) -> PlainScript:
     )  # fmt: skip
 
 
+def predict(row: dict[str, str], config: Any) -> MemoryEstimate:
+    """The simulation of a row's run."""
+    if row["framework"] == "ftkit":
+        return ftkit_memory(row, config)
+    return script_memory(script_of(row), config, device_of(row))
+
+
+def ftkit_memory(row: dict[str, str], config: Any) -> MemoryEstimate:
+    """A run that bench/measure_memory.py made; its notes are the options."""
+    settings = settings_of(row["notes"])
+    run = plan_run(replace(settings, dtype=row["dtype"]), config.max_position_embeddings, None)
+    return training_memory(
+        settings, run, config, quantization_config(run.method, DTYPES[run.dtype]), device=device_of(row)
+    )
+
+
+def settings_of(options: str) -> EstimateSettings:
+    """Options as they were typed."""
+    words, values = shlex.split(options), {}
+    for place, word in enumerate(words):
+        if word.startswith("--"):
+            is_switch = place + 1 == len(words) or words[place + 1].startswith("--")
+            values[word[2:].replace("-", "_")] = True if is_switch else words[place + 1]
+    types = field_types(EstimateSettings)
+    return EstimateSettings(**{name: coerce(value, types[name], name) for name, value in values.items()})
+
+
 def device_of(row: dict[str, str]) -> SimulatedDevice:
     """The kernels of the card that a row was measured on."""
+    if row["gpu"] == "CPU":
+        return SimulatedDevice(CPU)
+    if any(name in row["gpu"] for name in ("H100", "H200", "B200")):
+        return SimulatedDevice(CudaKernels(workspace_bytes=HOPPER_WORKSPACE))
     return SimulatedDevice(CudaKernels(has_flash="T4" not in row["gpu"]))
 
 
 def config_of(name: str, folder: Path) -> Any:
-    """The sizes of a model: from configs.json beside the rows, a folder, or Hugging Face."""
-    known = folder / "configs.json"
-    configs = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    """The sizes of a model: of configs.json, a folder, or Hugging Face."""
+    configs: dict[str, Any] = {}
+    for known in (PUBLISHED / "configs.json", folder / "configs.json"):
+        configs |= json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
     if name in configs:
         return AutoConfig.for_model(**configs[name])
     try:
@@ -139,22 +186,23 @@ def score_file(path: Path) -> tuple[list[Score], Counter[str]]:
     skipped: Counter[str] = Counter()
 
     @cache
-    def predict(settings: tuple[tuple[str, str], ...]) -> MemoryEstimate:
+    def predicted_of(settings: tuple[tuple[str, str], ...]) -> MemoryEstimate:
         row = dict(settings)
-        return script_memory(script_of(row), config_of(row["model"], path.parent), device_of(row))
+        require_known(row)
+        return predict(row, config_of(row["model"], path.parent))
 
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            settings = {key: row[key] for key in row if key not in ("measured_gib", "metric", "notes")}
+            settings = {key: row[key] for key in row if key not in ("measured_gib", "metric")}
             try:
-                estimate = predict(tuple(settings.items()))
+                estimate = predicted_of(tuple(settings.items()))
             except NotScored as reason:
                 skipped[str(reason)] += 1
                 continue
-            is_reserved = "reserved" in row["metric"]
-            predicted = estimate.reserved_bytes if is_reserved else estimate.allocated_bytes
+            metric = next((name for name in METRICS if name in row["metric"]), "allocated")
+            predicted = estimate.reserved_bytes if metric == "reserved" else estimate.allocated_bytes
             unit = 10**9 if "GB=1e9" in row["metric"] else GIB
-            group = f"{source_of(row)}, {'reserved' if is_reserved else 'allocated'}"
+            group = f"{source_of(row)}, {metric}"
             scores.append(Score(row, group, float(row["measured_gib"]) * unit, predicted))
     return scores, skipped
 
@@ -184,7 +232,7 @@ def report(scores: list[Score], skipped: Counter[str]) -> str:
         )
     lines += ["", f"Not scored: {sum(skipped.values())} rows."]
     lines += [f"- {count}: {reason}" for reason, count in skipped.most_common()]
-    return "\n".join(lines)
+    return "\n".join(lines if skipped else lines[:-1])
 
 
 def run_of(row: dict[str, str]) -> str:
@@ -196,11 +244,11 @@ def run_of(row: dict[str, str]) -> str:
     return f"{row['method']}{rank}{targets}, {row['micro_batch']} x {tokens}{checkpointing}, {row['attention']}"
 
 
-def write_into(path: Path, table: str) -> None:
-    """Replace what stands between the two marks of a document."""
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+def write_into(path: Path, table: str, name: str) -> None:
+    """Replace what stands between a file's two marks in a document."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    path.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def main() -> None:
@@ -212,7 +260,7 @@ def main() -> None:
     set_verbosity_error()
     table = report(*score_file(arguments.file))
     if arguments.write:
-        write_into(arguments.write, table)
+        write_into(arguments.write, table, arguments.file.name)
     else:
         print(table)
 

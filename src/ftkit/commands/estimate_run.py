@@ -50,6 +50,8 @@ class Estimates:
         if self.longest is not None:
             settings = replace(settings, max_length=min(settings.max_length, self.longest))
         run = plan_run(settings, self.model.context, gpu)
+        if self.heaviest is not None:
+            run = replace(run, micro_steps=2 if self.is_cut else 1)
         if settings.framework == "hf" and run.pack:  # a plain script pads
             run = plan_run(replace(settings, pack="off"), self.model.context, gpu)
         return run

@@ -186,6 +186,15 @@ def weight(batch: Batch) -> tuple[int, int]:
     return batch.input_ids.numel(), batch.counted.numel()
 
 
+def present_gpu() -> Gpu:
+    """The CUDA card of this process: what it has free now, the context of the process already taken."""
+    properties = torch.cuda.get_device_properties(0)
+    torch.zeros(1, device="cuda")  # makes the context, if nothing has
+    free, _ = torch.cuda.mem_get_info()
+    usable = free + torch.cuda.memory_reserved()
+    return Gpu(properties.name, usable, (properties.major, properties.minor), context_bytes=0)
+
+
 def simulated_device(gpu: Gpu | None, capacity_bytes: int | None = None) -> SimulatedDevice:
     """What a card runs; without one, an Ampere or Ada card is assumed."""
     if gpu is None:
