@@ -41,7 +41,9 @@ def measure(settings: EstimateSettings, model: Model) -> None:
     rows = compared(predicted, measured)
     for name, ours, real in rows:
         if abs(ours - real) > TOLERANCE[device] * real + SLACK[device]:
-            console.warn(f"{name}: predicted {in_gib(ours)}, measured {in_gib(real)}: more apart than was to be expected")
+            console.warn(
+                f"{name}: predicted {in_gib(ours)}, measured {in_gib(real)}: more apart than was to be expected"
+            )
     if settings.json:
         write_json(facts | {"predicted": predicted, "measured": measured, "tolerance": TOLERANCE[device]})
         return

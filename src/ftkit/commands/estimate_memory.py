@@ -138,6 +138,10 @@ def notes_on(settings: EstimateSettings, model: Model, gpu: Gpu | None) -> list[
         )
     if gpu and not gpu.has_flash_attention:
         notes.append(f"{gpu.name} has no FlashAttention-2: memory-efficient attention is estimated")
+    if settings.gpus > 1:
+        notes.append(
+            "ftkit trains on one card: this says what one of several would hold in a framework that shares the work"
+        )
     return notes
 
 

@@ -188,9 +188,9 @@ def remarks(answer: Answer) -> list[str]:
         or any(each.is_rough for each in answer.suggestions)
     ):
         found.append(
-            f"~ {rough_error()}; the rest is simulated"
+            f"~ {rough_error(answer.settings)}; the rest is simulated"
             if answer.estimate.expected_error is None
-            else f"~ {rough_error()}"
+            else f"~ {rough_error(answer.settings)}"
         )
     if not answer.rows:
         found.append(f"assumed: {ASSUMED}")

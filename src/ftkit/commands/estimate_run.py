@@ -5,12 +5,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ftkit.commands.estimate_model import Model
+from ftkit.core import several_gpus
 from ftkit.core.caching_allocator import OutOfMemoryError
 from ftkit.core.closed_form import EXPECTED_ERROR, RESERVED, closed_form
 from ftkit.core.gpus import Gpu
 from ftkit.core.memory_estimate import MemoryEstimate
+from ftkit.core.model_sizes import FAMILIES, ModelSizes
 from ftkit.core.planned_run import PlannedRun, plan_run
 from ftkit.core.settings import EstimateSettings
+from ftkit.core.several_gpus import Sharing
+from ftkit.errors import ExitCode, UserError
 
 CLEAR = 0.1
 """By so much of a card's memory must the closed form miss its limit for its verdict to stand without a simulation."""
@@ -50,6 +54,8 @@ class Estimates:
         if self.longest is not None:
             settings = replace(settings, max_length=min(settings.max_length, self.longest))
         run = plan_run(settings, self.model.context, gpu)
+        if settings.gpus > 1:
+            run = replace(run, micro_steps=-(-run.micro_steps // settings.gpus))
         if self.heaviest is not None:
             run = replace(run, micro_steps=2 if self.is_cut else 1)
         if settings.framework == "hf" and run.pack:  # a plain script pads
@@ -58,7 +64,7 @@ class Estimates:
 
     def exact(self, settings: EstimateSettings, gpu: Gpu | None, capacity: int | None = None) -> MemoryEstimate:
         """The simulated peak; with --fast the closed form. OutOfMemoryError where a capacity is given and too small."""
-        if settings.fast:
+        if settings.fast or settings.gpus > 1:
             return self.rough(settings, gpu)
         key = (settings, kind_of(gpu), capacity)
         if key not in self.known:
@@ -70,14 +76,22 @@ class Estimates:
         if not self.is_described(settings, gpu):
             return self.exact(settings, gpu)
         assert self.model.sizes is not None
-        return closed_form(settings, self.plan(settings, gpu), self.model.sizes, gpu)
+        sharing = Sharing(settings.gpus, settings.parallel)
+        return closed_form(settings, self.plan(settings, gpu), self.model.sizes, gpu, sharing)
 
     def is_described(self, settings: EstimateSettings, gpu: Gpu | None) -> bool:
         """The closed form describes this run."""
         sizes = self.model.sizes
+        if settings.gpus > 1:
+            require_described(sizes, settings)
         if sizes is None or settings.framework == "hf" or self.heaviest is not None:
             return False
-        return settings.fast or sizes.window is None or self.plan(settings, gpu).tokens <= sizes.window
+        return (
+            settings.fast
+            or settings.gpus > 1
+            or sizes.window is None
+            or self.plan(settings, gpu).tokens <= sizes.window
+        )
 
     def holes(self, gpu: Gpu | None) -> float:
         """Reserved over allocated bytes of the simulation on such a card; the closed form's share before there is one."""
@@ -112,7 +126,7 @@ class Estimates:
         if self.is_described(settings, gpu):
             process = process_bytes(self.rough(settings, gpu), gpu)
             is_clear = abs(process + gpu.margin_bytes - gpu.usable_bytes) > CLEAR * gpu.usable_bytes
-            if is_clear or settings.fast:
+            if is_clear or settings.fast or settings.gpus > 1:
                 return verdict(process, gpu, settings, is_rough=True)
         found = verdict(process_bytes(self.exact(settings, gpu), gpu), gpu, settings)
         return self.with_less_cache(settings, gpu, found) if found.word == "no" else found
@@ -155,6 +169,18 @@ def kind_of(gpu: Gpu | None) -> tuple[bool, bool, bool]:
     return gpu.has_bf16, gpu.has_flash_attention, gpu.has_large_workspace
 
 
-def rough_error() -> str:
+def require_described(sizes: ModelSizes | None, settings: EstimateSettings) -> None:
+    """Several cards are the closed form's alone."""
+    if sizes is None:
+        raise UserError(
+            f"{settings.model}: several cards are estimated by the closed form, which knows {', '.join(FAMILIES)}",
+            ExitCode.ENVIRONMENT,
+            hint="leave out --gpus for the simulation of one card",
+        )
+
+
+def rough_error(settings: EstimateSettings) -> str:
     """How sure the closed form is, in words."""
+    if settings.gpus > 1:
+        return f"closed form for several cards, expected error {several_gpus.EXPECTED_ERROR:.0%}, held against no measurement"
     return f"closed form, expected error {EXPECTED_ERROR:.0%} of the allocated bytes"

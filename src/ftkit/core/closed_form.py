@@ -10,6 +10,7 @@ of all key heads, V vocabulary, a bytes of an activation, P trained elements of 
 
 from dataclasses import dataclass
 
+from ftkit.core import several_gpus
 from ftkit.core.batch_sizes import CHUNK_LOGITS, SMALLEST_CHUNK
 from ftkit.core.caching_allocator import KIB, MIB, round_up
 from ftkit.core.gpus import Gpu
@@ -17,6 +18,7 @@ from ftkit.core.memory_estimate import MemoryEstimate, Part, Phase
 from ftkit.core.model_sizes import ModelSizes
 from ftkit.core.planned_run import PlannedRun
 from ftkit.core.settings import ModelSettings
+from ftkit.core.several_gpus import Sharing
 from ftkit.core.targets_by_name import HEAD, LAYERS, named_targets
 from ftkit.errors import ExitCode, UserError
 
@@ -25,6 +27,7 @@ EXPECTED_ERROR = 0.03
 RESERVED = 1.05
 """Reserved over allocated bytes: what the allocator's holes add; 1.01 to 1.2 in the simulations, most for small models."""
 WIDTH = {"bf16": 2, "fp16": 2, "fp32": 4}
+ALONE = Sharing(1, "ddp")
 ITEM_NF4 = 0.5 + 1 / 64 + 4 / 64 / 256
 """Bytes of a weight in NF4 with double quantisation: arXiv:2305.14314, section 3."""
 
@@ -264,6 +267,15 @@ class Shape:
         high.append((after_mlp, incoming + scratch + positions * a * (2 * q + 2 * self.kept_keys)))
         return high
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """(bytes of one block's weights, of embedding and output head), frozen and trained ones."""
+        model = self.model
+        outer = model.vocabulary * model.hidden * (1 if model.is_tied else 2) * self.a
+        frozen, constants = self.frozen
+        whole = frozen + constants + self.trained * self.trained_item
+        return (whole - outer) / model.layers, outer
+
     def end_of_step(self) -> list[tuple[Phase, dict[Part, float]]]:
         """The last gradients, and the optimizer's step, where all of them are there."""
         gradients = 0 if self.run.micro_steps > 1 else self.gradients
@@ -280,8 +292,12 @@ class Shape:
         ]
 
 
-def closed_form(settings: ModelSettings, run: PlannedRun, model: ModelSizes, gpu: Gpu | None) -> MemoryEstimate:
+def closed_form(
+    settings: ModelSettings, run: PlannedRun, model: ModelSizes, gpu: Gpu | None, sharing: Sharing = ALONE
+) -> MemoryEstimate:
     """The peak of training as a formula, within EXPECTED_ERROR of the simulation; reserved bytes are a rough multiple.
+
+    sharing: what one of several cards holds, which no simulation checks.
 
     Exit 6 where rows are longer than the model's attention window, which the formula does not describe.
     """
@@ -301,9 +317,10 @@ def closed_form(settings: ModelSettings, run: PlannedRun, model: ModelSizes, gpu
         has_flash=gpu is None or gpu.has_flash_attention,
         workspace=2 * (32 * MIB if gpu is not None and gpu.has_large_workspace else 8320 * KIB),
     )
-    base = shape.base
+    base, (block, outer) = shape.base, shape.weights
     instants = [
-        (phase, {part: base.get(part, 0) + more.get(part, 0) for part in Part}) for phase, more in shape.instants()
+        (phase, sharing.shared({part: base.get(part, 0) + more.get(part, 0) for part in Part}, block, outer))
+        for phase, more in shape.instants()
     ]
     phase, parts = max(instants, key=lambda instant: sum(instant[1].values()))
     sizes = {part: int(size) for part, size in parts.items() if size >= 1}
@@ -319,5 +336,5 @@ def closed_form(settings: ModelSettings, run: PlannedRun, model: ModelSizes, gpu
         peak_phase=phase,
         peak_module="",
         peak_operator="",
-        expected_error=EXPECTED_ERROR,
+        expected_error=EXPECTED_ERROR if sharing.cards == 1 else several_gpus.EXPECTED_ERROR,
     )
