@@ -9,6 +9,7 @@ from ftkit.core.settings import EstimateSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import Base, find_base, read_config
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
@@ -35,9 +36,11 @@ class Model:
         return context_length(self.config)
 
     @property
-    def architecture(self) -> str:
-        """`Llama`, as transformers names it."""
-        return str(self.raw.get("model_type")) if self.config is None else type(self.config).__name__[: -len("Config")]
+    def experts(self) -> int:
+        """Experts of a layer; 0 for a dense model."""
+        inner = self.raw.get("text_config") or self.raw
+        found = [inner.get(key) for key in EXPERTS]
+        return max((count for count in found if isinstance(count, int) and count > 1), default=0)
 
 
 def read_model(settings: EstimateSettings) -> Model:

@@ -13,6 +13,8 @@ MOST_ROWS = 1024
 LENGTH_STEP = 64
 """Lengths are searched in multiples of so many tokens."""
 SHORTEST = 128
+MOST_SIMULATIONS = 3
+"""Of guesses that have to be confirmed."""
 PRICES = {
     "gradient_checkpointing": "a second forward pass: about a third more time",
     "micro_batch": "more and smaller passes, slower for short rows; same result",
@@ -73,7 +75,11 @@ def largest(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> Large
 
 
 def most(estimates: Estimates, settings_of: Callable[[int], EstimateSettings], highest: int, gpu: Gpu) -> int:
-    """The largest count from 1 to `highest` whose settings the card holds; 0 if none."""
+    """The largest count from 1 to `highest` whose settings the card holds; 0 if none, or none was found in time.
+
+    A guess that the simulation refuses is corrected along the line between it and one row: what grows faster than a
+    straight line lies below that, so that the next guess holds.
+    """
     guess = guessed(estimates, settings_of, highest, gpu)
     limit = gpu.usable_bytes - gpu.margin_bytes
     low, high = 0, highest
@@ -83,9 +89,13 @@ def most(estimates: Estimates, settings_of: Callable[[int], EstimateSettings], h
             low = middle
         else:
             high = middle - 1
-    while low and process_bytes(estimates.exact(settings_of(low), gpu), gpu) > limit:
-        low -= max(1, low // 25)
-    return low
+    first = guess(1)
+    for _ in range(MOST_SIMULATIONS):
+        taken = process_bytes(estimates.exact(settings_of(low), gpu), gpu) if low else 0
+        if taken <= limit:
+            return low
+        low = max(0, min(low - 1, 1 + int((limit - first) / max(1, taken - first) * (low - 1))))
+    return 0
 
 
 def guessed(

@@ -15,11 +15,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.integrations import moe
 
 from ftkit.core.caching_allocator import KIB, MIB, round_up
 
@@ -170,14 +172,25 @@ def cuda_choices(kernels: CudaKernels) -> Iterator[None]:
                "log_softmax": log_softmax}  # fmt: skip
     if kernels.is_cpu:
         patches = {"scaled_dot_product_attention": attention}
-    originals = {name: getattr(functional, name) for name in patches}
-    for name, patch in patches.items():
-        setattr(functional, name, patch)
+    places: list[tuple[Any, str, Any]] = [(functional, name, patch) for name, patch in patches.items()]
+    places.append((moe, "_can_use_grouped_mm", partial(has_grouped_product, kernels)))
+    originals = [getattr(place, name) for place, name, _ in places]
+    for place, name, patch in places:
+        setattr(place, name, patch)
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(functional, name, original)
+        for (place, name, _), original in zip(places, originals, strict=True):
+            setattr(place, name, original)
+
+
+def has_grouped_product(kernels: CudaKernels, x: Tensor, weight: Tensor, offs: Tensor) -> bool:
+    """One kernel for the products of all experts: for bfloat16, on compute capability 8.0 and above.
+
+    Otherwise transformers multiplies expert by expert. Either way what is allocated depends on how many pairs of token and
+    expert there are, not on which expert a token goes to.
+    """
+    return x.dtype == torch.bfloat16 and (kernels.has_flash or kernels.is_cpu)
 
 
 def uses_flash(kernels: CudaKernels, q: Tensor, mask: Tensor | None) -> bool:
