@@ -292,6 +292,17 @@ class Shape:
         ]
 
 
+def check_rank(rank: int, targets: frozenset[str], model: ModelSizes) -> None:
+    """A rank above a layer's width is no low-rank update: exit 2, as in training."""
+    shapes = model.linear | {HEAD: (model.hidden, model.vocabulary)}
+    for name in sorted(targets):
+        narrow = min(shapes[name])
+        if rank > narrow:
+            raise UserError(
+                f"--r {rank} is more than {name} is wide ({narrow})", ExitCode.USAGE, hint=f"--r {narrow} or less"
+            )
+
+
 def closed_form(
     settings: ModelSettings, run: PlannedRun, model: ModelSizes, gpu: Gpu | None, sharing: Sharing = ALONE
 ) -> MemoryEstimate:
@@ -308,6 +319,7 @@ def closed_form(
             hint="without --fast the model's own code is simulated",
         )
     targets = frozenset() if run.method == "full" else named_targets(settings.targets, is_tied=model.is_tied)
+    check_rank(settings.r, targets, model)
     shape = Shape(
         model=model,
         run=run,
