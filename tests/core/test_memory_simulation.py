@@ -259,7 +259,7 @@ def test_functions_of_torch_are_as_before_after_a_simulation():
         ([*ALL_LINEAR, "lm_head"], 8, 12_994_560),
     ],
 )
-@pytest.mark.parametrize("quantization", [None, NF4], ids=["16-bit", "4-bit"])
+@pytest.mark.parametrize("quantization", [None, NF4, INT8], ids=["16-bit", "4-bit", "8-bit"])
 def test_open_llama_3b_trains_the_published_number_of_parameters(targets, r, count, quantization):
     model = with_lora(build_meta_model(OPEN_LLAMA_3B, torch.bfloat16, quantization=quantization), targets, r)
     assert count_parameters(model) == model.get_nb_trainable_parameters()
