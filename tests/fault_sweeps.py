@@ -412,7 +412,7 @@ def changed_between(arena: Arena, short: bool) -> Tally:
     """F19: the run is gone on with under other settings, rows, base: refused, and nothing of it has changed."""
     tally = Tally()
     changes = [["--lr", "0.02"], ["--r", "8"], ["--seed", "7"], ["--batch", "4"], ["--targets", "q_proj"], ["--qlora"],
-               ["--full"], ["--max-length", "40"], ["--valid", "0"], ["--optimizer", "sgd"], ["--steps", "9"]]  # fmt: skip
+               ["--full"], ["--max-length", "64"], ["--valid", "0"], ["--optimizer", "sgd"], ["--steps", "9"]]  # fmt: skip
     for change in changes[:: 4 if short else 1]:
         place = arena.place()
         arena.run(place, [], "step:term:4")
