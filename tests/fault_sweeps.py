@@ -338,7 +338,7 @@ def out_of_memory_at_every_pass(arena: Arena, short: bool) -> Tally:
     """F7: memory runs out in each pass in turn; with one row at once, and with several, which go on in smaller parts."""
     tally = Tally()
     single, pairs = ["--pack", "off", "--micro-batch", "1"], ["--pack", "off", "--micro-batch", "4"]
-    for number in every(29 if short else 3, 64):
+    for number in every(29 if short else 3, 60):
         place = arena.place()
         expect(tally, f"pass {number}", arena.run(place, single, f"pass:memory:{number}"), (MEMORY,))
         settle(arena, tally, place, single, f"out of memory in pass {number}, one row at once")
