@@ -21,9 +21,9 @@ from ftkit.core.memory_simulation import SimulatedDevice, quiet, simulate
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.packing import Segment
+from ftkit.core.plan import Plan
 from ftkit.core.planned_run import PlannedRun, with_padded_rows
 from ftkit.core.settings import ModelSettings
-from ftkit.core.training import Plan
 from ftkit.core.tree_attention import make_layout, tree_attention
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import DTYPES, NAMES
