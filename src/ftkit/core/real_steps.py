@@ -83,7 +83,7 @@ def measured_on_cpu(work: Callable[[], None]) -> Measured:
     """The growth of the process's resident memory, at its highest.
 
     The C library is told to give every freed block back at once: by default it keeps blocks below 32 MiB, and the
-    memory of a process is 5 to 20 % more than its tensors ever took (measured with models of 0.5 to 2 GiB).
+    memory of a process is 7 to 22 % more than its tensors ever took (seven runs of 0.5 to 2 GiB).
     """
     gc.collect()
     give_blocks_back()
