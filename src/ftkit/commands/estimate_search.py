@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ftkit.commands.estimate_run import Estimates, Verdict, process_bytes
+from ftkit.commands.estimate_run import CLEAR, Estimates, Verdict, process_bytes
 from ftkit.core.gpus import Gpu
 from ftkit.core.settings import EstimateSettings, ModelSettings, flag_of
 
@@ -77,8 +77,8 @@ def largest(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> Large
 def most(estimates: Estimates, settings_of: Callable[[int], EstimateSettings], highest: int, gpu: Gpu) -> int:
     """The largest count from 1 to `highest` whose settings the card holds; 0 if none, or none was found in time.
 
-    A guess that the simulation refuses is corrected along the line between it and one row: what grows faster than a
-    straight line lies below that, so that the next guess holds.
+    A guess that stays far below the card's limit needs no simulation. One that the simulation refuses is corrected along
+    the line between it and one row: what grows faster than a straight line lies below that, so that the next guess holds.
     """
     guess = guessed(estimates, settings_of, highest, gpu)
     limit = gpu.usable_bytes - gpu.margin_bytes
@@ -89,6 +89,8 @@ def most(estimates: Estimates, settings_of: Callable[[int], EstimateSettings], h
             low = middle
         else:
             high = middle - 1
+    if estimates.is_described(settings_of(1), gpu) and guess(low) < limit - CLEAR * gpu.usable_bytes:
+        return low
     first = guess(1)
     for _ in range(MOST_SIMULATIONS):
         taken = process_bytes(estimates.exact(settings_of(low), gpu), gpu) if low else 0

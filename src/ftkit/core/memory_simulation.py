@@ -180,6 +180,8 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.phase_peaks: dict[Phase, int] = {}
         self.phase = Phase.LOAD
         self._live: dict[int, tuple[Block | None, Part]] = {}
+        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._operators: dict[Any, str] = {}
         self._bytes_by_part = dict.fromkeys(Part, 0)
         self._operator = ""
         self._places = ModulePlaces()
@@ -187,7 +189,10 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and account for what it allocates."""
         kwargs = kwargs or {}
-        self._operator = name = str(func)
+        name = self._operators.get(func)
+        if name is None:
+            name = self._operators[func] = str(func)
+        self._operator = name
         is_on_meta = bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
         if is_on_meta and name == "aten._local_scalar_dense.default":
             return self._answer(args[0].dtype)
@@ -223,7 +228,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         block = self.allocator.malloc(storage.nbytes())
         self._live[key] = (block, part)
-        weakref.finalize(storage, self._end, key)
+        self._ends[key] = weakref.ref(storage, lambda _: self._end(key))
         self._count(block, part, +1)
 
     def retag(self, tensor: Tensor | None, part: Part) -> None:
@@ -283,6 +288,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _end(self, key: int) -> None:
         block, part = self._live.pop(key)
+        del self._ends[key]
         self._count(block, part, -1)
         self.allocator.free(block)
 
