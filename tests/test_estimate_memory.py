@@ -261,6 +261,13 @@ def test_real_rows_give_real_lengths_steps_and_tokens(as_json, estimate, tiny_mo
     assert "20 rows" in estimate(*options).stdout
 
 
+def test_changes_are_priced_on_the_real_rows_too(estimate, tiny_model, rows):
+    result = estimate("--model", tiny_model, "--data", rows, "--batch", 8, "--gpu", "330MB", "--json")
+    assert result.exit_code == ExitCode.MEMORY, result.stderr
+    changes = {each["change"]: each["saved_bytes"] for each in json.loads(result.stdout)["suggestions"]}
+    assert changes["--micro-batch 1"] > 0 and any(change.startswith("--max-length") for change in changes)
+
+
 def test_two_real_steps_take_what_was_predicted(estimate, tmp_path):
     """On the CPU, in this process: its memory grows by what the simulation says, and by the code of libraries."""
     LlamaConfig(

@@ -1,8 +1,6 @@
 """The rows of --data as training would cut them: how long they are, how many steps they make, the heaviest batch."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from ftkit.commands.estimate_model import Model
 from ftkit.core.batch_sizes import auto_micro_batch, auto_micro_tokens, steps_per_epoch
@@ -19,13 +17,35 @@ from ftkit.io.row_file import read_row_file
 from ftkit.io.template_files import load_template, template_of_rows
 
 
-@dataclass(frozen=True)
+@dataclass
 class RealRows:
-    """facts: numbers about the rows. heaviest: of a run, the micro-batch that needs the most memory."""
+    """The rows of a file as examples; facts: numbers about them as one would train them."""
 
-    facts: dict[str, int]
-    heaviest: Callable[[PlannedRun], Batch]
-    is_cut: bool
+    examples: list[Example]
+    facts: dict[str, int] = field(default_factory=dict)
+    known: dict[tuple[Plan, int], Batch] = field(default_factory=dict)
+
+    def heaviest(self, settings: EstimateSettings, run: PlannedRun) -> Batch:
+        """The micro-batch that needs the most memory with these settings; rows that are too long for them are dropped."""
+        plan, rows = self.plan(settings, run), self.within(run.tokens)
+        key = (plan, run.tokens)
+        if key not in self.known:
+            self.known[key] = heaviest_batch(plan, rows)
+        return self.known[key]
+
+    def is_cut(self, settings: EstimateSettings, run: PlannedRun) -> bool:
+        """An optimizer step takes several passes."""
+        return steps_are_cut(self.plan(settings, run), self.within(run.tokens))
+
+    def plan(self, settings: EstimateSettings, run: PlannedRun) -> Plan:
+        """The plan of an epoch."""
+        return plan_of(settings, self.within(run.tokens), pack=run.pack)
+
+    def within(self, tokens: int) -> list[Example]:
+        """The examples that are not longer; the shortest one, if all are."""
+        return [each for each in self.examples if len(each.ids) <= tokens] or [
+            min(self.examples, key=lambda e: len(e.ids))
+        ]
 
 
 def read_data(settings: EstimateSettings, model: Model) -> RealRows:
@@ -48,14 +68,7 @@ def read_data(settings: EstimateSettings, model: Model) -> RealRows:
     heaviest = heaviest_batch(plan, examples)
     facts = {"rows": len(examples), "dropped": ledger.dropped, "tokens": ledger.tokens, "counted": ledger.counted,
              "longest": ledger.longest, "steps": plan.steps, "heaviest": heaviest.input_ids.numel()}  # fmt: skip
-    known = {plan.pack: heaviest}
-
-    def of_run(run: PlannedRun) -> Any:
-        if run.pack not in known:
-            known[run.pack] = heaviest_batch(plan_of(settings, examples, pack=run.pack), examples)
-        return known[run.pack]
-
-    return RealRows(facts, of_run, steps_are_cut(plan, examples))
+    return RealRows(examples, facts, {(plan, ledger.longest): heaviest})
 
 
 def plan_of(settings: EstimateSettings, examples: list[Example], *, pack: bool) -> Plan:

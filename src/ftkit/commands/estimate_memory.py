@@ -81,9 +81,9 @@ def with_rows(estimates: Estimates, settings: EstimateSettings) -> dict[str, int
     """Let the estimates know the real rows; what they amount to."""
     from ftkit.commands.estimate_data import read_data
 
-    data = read_data(settings, estimates.model)
-    estimates.heaviest, estimates.longest, estimates.is_cut = data.heaviest, data.facts["longest"], data.is_cut
-    return data.facts
+    estimates.rows = read_data(settings, estimates.model)
+    facts: dict[str, int] = estimates.rows.facts
+    return facts
 
 
 def fitted(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> EstimateSettings:

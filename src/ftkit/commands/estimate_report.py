@@ -93,9 +93,12 @@ def title_of(answer: Answer) -> str:
     checkpointing = ", checkpointing" if plan.checkpointing else ""
     framework = "a plain transformers and PEFT script, " if settings.framework == "hf" else ""
     cards = f", each of {settings.gpus} cards, {settings.parallel}" if settings.gpus > 1 else ""
+    way = "packs" if plan.pack else "padded batches"
+    batches = f"{way} of rows of up to {plan.tokens} tokens" if answer.rows else f"{plan.rows} x {plan.tokens} tokens"
+    steps = "" if answer.rows else f"{plan.micro_steps} per step, "
     return (
-        f"{settings.model}: {framework}{plan.method}, {plan.dtype}, {plan.rows} x {plan.tokens} tokens, "
-        f"{plan.micro_steps} per step, {plan.optimizer}{checkpointing}{cards}"
+        f"{settings.model}: {framework}{plan.method}, {plan.dtype}, {batches}, "
+        f"{steps}{plan.optimizer}{checkpointing}{cards}"
     )
 
 

@@ -1,7 +1,7 @@
 """How much one run takes, and whether a card holds it: simulated, or by the closed form where that is enough."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from ftkit.commands.estimate_model import Model
@@ -37,27 +37,21 @@ class Verdict:
 
 @dataclass
 class Estimates:
-    """The estimates of one model, each made once.
-
-    heaviest: of a run, the heaviest batch of real rows, if there are any; longest: tokens of the longest of them; is_cut:
-    an optimizer step takes several passes.
-    """
+    """The estimates of one model, each made once. rows: those of --data, if there are any (`estimate_data.RealRows`)."""
 
     model: Model
-    heaviest: Callable[[PlannedRun], Any] | None = None
-    longest: int | None = None
-    is_cut: bool = False
+    rows: Any = None
     known: dict[Any, MemoryEstimate] = field(default_factory=dict)
 
     def plan(self, settings: EstimateSettings, gpu: Gpu | None) -> PlannedRun:
         """The run that train would make of these settings on a card."""
-        if self.longest is not None:
-            settings = replace(settings, max_length=min(settings.max_length, self.longest))
+        if self.rows is not None:
+            settings = replace(settings, max_length=min(settings.max_length, self.rows.facts["longest"]))
         run = plan_run(settings, self.model.context, gpu)
         if settings.gpus > 1:
             run = replace(run, micro_steps=-(-run.micro_steps // settings.gpus))
-        if self.heaviest is not None:
-            run = replace(run, micro_steps=2 if self.is_cut else 1)
+        if self.rows is not None:
+            run = replace(run, micro_steps=2 if self.rows.is_cut(settings, run) else 1)
         if settings.framework == "hf" and run.pack:  # a plain script pads
             run = plan_run(replace(settings, pack="off"), self.model.context, gpu)
         return run
@@ -84,7 +78,7 @@ class Estimates:
         sizes = self.model.sizes
         if settings.gpus > 1:
             require_described(sizes, settings)
-        if sizes is None or settings.framework == "hf" or self.heaviest is not None:
+        if sizes is None or settings.framework == "hf" or self.rows is not None:
             return False
         return (
             settings.fast
@@ -109,7 +103,8 @@ class Estimates:
         with console.quiet_libraries():
             if settings.framework == "hf":
                 return simulate_hf(settings, run, self.model, gpu, capacity)
-            return simulate_ftkit(settings, run, self.model, gpu, capacity, self.heaviest)
+            heaviest = partial(self.rows.heaviest, settings) if self.rows is not None else None
+            return simulate_ftkit(settings, run, self.model, gpu, capacity, heaviest)
 
     # ------------------------------------------------------------ verdicts
     def judge(self, settings: EstimateSettings, gpu: Gpu) -> Verdict:
