@@ -199,7 +199,7 @@ def settings_that_fit(estimates: Estimates, settings: EstimateSettings, gpu: Gpu
 
 def is_confirmed(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> bool:
     """The simulation says so too."""
-    return process_bytes(estimates.exact(settings, gpu), gpu) + gpu.margin_bytes <= gpu.usable_bytes
+    return gpu.holds(estimates.exact(settings, gpu).reserved_bytes)
 
 
 def train_command(settings: EstimateSettings) -> str:

@@ -49,6 +49,10 @@ class Gpu:
         """What should stay free: 2 % of the memory, at least 300 MiB."""
         return max(int(0.02 * self.usable_bytes), 300 * MIB)
 
+    def holds(self, reserved_bytes: int) -> bool:
+        """A process whose allocator reserves so much fits, with the margin and its context."""
+        return reserved_bytes + self.context_bytes + self.margin_bytes <= self.usable_bytes
+
 
 GPUS: dict[str, Gpu] = {
     key: Gpu(name, int(gib * GIB), capability, context)
