@@ -306,6 +306,8 @@ def test_a_quantised_model_of_random_weights_can_be_measured(estimate, small, me
         (("--gpu", "t4", "--fit", "t4"), ExitCode.USAGE, "exclude"),
         (("--framework", "hf", "--fast"), ExitCode.USAGE, "simulated"),
         (("--gpus", 0), ExitCode.USAGE, "1 or more"),
+        (("--gpus", 2, "--measure"), ExitCode.USAGE, "neither"),
+        (("--gpu", "t4", "--measure"), ExitCode.USAGE, "exclude"),
         (("--model", "./nowhere"), ExitCode.MODEL, "no such model folder"),
     ],
 )

@@ -238,6 +238,15 @@ METHOD_FLAGS: dict[str, Literal["lora", "qlora", "int8", "full"]] = {
 }
 
 
+ESTIMATE_RIVALS = [
+    *(("gpu", other) for other in ("fit", "measure")),
+    *(("fast", other) for other in ("measure", "data")),
+    *(("fit", other) for other in ("compare", "measure", "data")),
+    *(("compare", other) for other in ("measure", "data")),
+]
+"""Options of estimate-memory that exclude each other."""
+
+
 @dataclass(frozen=True)
 class EstimateSettings(ModelSettings):
     """Say how much memory training would take, before it runs and without a GPU."""
@@ -281,12 +290,17 @@ class EstimateSettings(ModelSettings):
         """Raise a usage error for a value out of range, or options that exclude each other."""
         super().check()
         require(self.gpus >= 1, "--gpus", self.gpus, "1 or more")
-        for one, other in (("gpu", "fit"), ("fast", "measure"), ("fast", "data"), ("compare", "fit"), ("compare", "measure"),
-                           ("fit", "measure"), ("fit", "data"), ("compare", "data")):  # fmt: skip
+        for one, other in ESTIMATE_RIVALS:
             if getattr(self, one) and getattr(self, other):
                 raise UserError(
                     f"{flag_of(one)} and {flag_of(other)} exclude each other", ExitCode.USAGE, hint="give one of them"
                 )
+        if self.gpus > 1 and (self.data or self.measure):
+            raise UserError(
+                "--gpus is of the formula, which takes neither --data nor --measure",
+                ExitCode.USAGE,
+                hint="leave out --gpus",
+            )
         if self.framework == "hf" and (self.fast or self.data or self.measure or self.gpus > 1):
             raise UserError(
                 "--framework hf is simulated with rows of --max-length only",
