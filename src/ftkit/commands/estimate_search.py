@@ -19,6 +19,7 @@ PRICES = {
     "gradient_checkpointing": "a second forward pass: about a third more time",
     "micro_batch": "more and smaller passes, slower for short rows; same result",
     "optimizer": "the optimizer's means are rounded to 8 bits",
+    "lora": "adapters are trained instead of every weight",
     "qlora": "the base is rounded to 4 bits, unpacked at every use",
     "max_length": "longer rows are dropped",
 }
@@ -125,12 +126,11 @@ def changes(settings: EstimateSettings, rows: int, tokens: int) -> list[Change]:
         found.append(change("--micro-batch 1", micro_batch="1", micro_tokens="auto"))
     if settings.optimizer == "adamw" and settings.method == "full":
         found.append(change("--optimizer adamw-8bit", optimizer="adamw-8bit"))
+    if settings.method == "full":
+        found.append(change("--lora instead of --full", lora=True, full=False))
     if settings.method != "qlora":
         instead = {"int8": " instead of --load-in-8bit", "full": " instead of --full", "lora": ""}[settings.method]
-        found.append(
-            change(f"--qlora{instead}", qlora=True, lora=False, full=False, load_in_8bit=False, dtype="auto",
-                   optimizer="adamw")
-        )  # fmt: skip
+        found.append(change(f"--qlora{instead}", qlora=True, lora=False, full=False, load_in_8bit=False, dtype="auto"))
     if tokens // 2 >= SHORTEST:
         found.append(change(f"--max-length {tokens // 2}", max_length=tokens // 2))
     return found
@@ -141,23 +141,35 @@ def change(words: str, **options: Any) -> Change:
     return Change(words, options, PRICES[next(name for name in options if name in PRICES)])
 
 
-def steps_down(settings: EstimateSettings, rows: int, tokens: int) -> Iterator[Change]:
+def steps_down(settings: EstimateSettings, rows: int, tokens: int) -> Iterator[list[Change]]:
     """The changes one on top of the other, the least loss first, then ever shorter rows."""
-    together = Change("", {}, "")
-    for single in changes(settings, rows, tokens):
-        together = joined(together, single)
-        yield together
+    singles = changes(settings, rows, tokens)
+    for count in range(1, len(singles) + 1):
+        yield singles[:count]
+    others = [each for each in singles if "max_length" not in each.options]
     while (tokens := tokens // 2) // 2 >= SHORTEST:
-        shorter = change(f"--max-length {tokens // 2}", max_length=tokens // 2)
-        words = together.words.rsplit(" --max-length", 1)[0]
-        together = joined(replace(together, words=words), shorter)
-        yield together
+        yield [*others, change(f"--max-length {tokens // 2}", max_length=tokens // 2)]
 
 
-def joined(one: Change, other: Change) -> Change:
-    """Both changes."""
-    prices = "; ".join(dict.fromkeys(filter(None, [*one.price.split("; "), other.price])))
-    return Change(f"{one.words} {other.words}".strip(), one.options | other.options, prices)
+def smallest_step(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> Change | None:
+    """The first step down that the card holds, without those of its changes that it holds without; None if there is none."""
+
+    def fits(several: list[Change]) -> bool:
+        return estimates.judge_as_asked(replace(settings, **joined(several).options), gpu).word == "fits"
+
+    run = estimates.plan(settings, gpu)
+    enough = next(filter(fits, steps_down(settings, run.rows, run.tokens)), None)
+    for each in enough or []:
+        rest = [other for other in enough or [] if other is not each]
+        if rest and fits(rest):
+            enough = rest
+    return joined(enough) if enough else None
+
+
+def joined(several: list[Change]) -> Change:
+    """All changes together."""
+    options = {name: value for each in several for name, value in each.options.items()}
+    return Change(" ".join(each.words for each in several), options, "; ".join(each.price for each in several))
 
 
 def suggest(estimates: Estimates, settings: EstimateSettings, gpu: Gpu, before: Verdict) -> list[Suggestion]:
@@ -165,12 +177,8 @@ def suggest(estimates: Estimates, settings: EstimateSettings, gpu: Gpu, before: 
     run = estimates.plan(settings, gpu)
     singles = changes(settings, run.rows, run.tokens)
     found = [priced(estimates, settings, each, gpu, before) for each in singles]
-    if not any(each.fits for each in found):
-        for together in steps_down(settings, run.rows, run.tokens):
-            tried = priced(estimates, settings, together, gpu, before)
-            if tried.fits:
-                found.append(tried)
-                break
+    if not any(each.fits for each in found) and (together := smallest_step(estimates, settings, gpu)) is not None:
+        found.append(priced(estimates, settings, together, gpu, before))
     return sorted((each for each in found if each.saved_bytes > 0), key=lambda each: each.process_bytes)
 
 
@@ -187,14 +195,13 @@ def settings_that_fit(estimates: Estimates, settings: EstimateSettings, gpu: Gpu
 
     The answer is simulated (with --fast: the closed form's).
     """
-    run = estimates.plan(settings, gpu)
     settled = estimates.with_settled_checkpointing(settings, gpu)
-    ladder = [Change("", {}, ""), *steps_down(settled, run.rows, run.tokens)]
-    for step in ladder:
-        tried = replace(settled, **step.options)
-        if estimates.judge_as_asked(tried, gpu).word == "fits" and is_confirmed(estimates, tried, gpu):
-            return tried
-    return None
+    if estimates.judge_as_asked(settled, gpu).word != "fits":
+        step = smallest_step(estimates, settled, gpu)
+        if step is None:
+            return None
+        settled = replace(settled, **step.options)
+    return settled if is_confirmed(estimates, settled, gpu) else None
 
 
 def is_confirmed(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> bool:
