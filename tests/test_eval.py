@@ -57,6 +57,8 @@ def evaluate(capfdbinary, **options):
     """The command in this process: (stdout, stderr)."""
     from ftkit.commands import eval as command
 
+    if "data" in options:
+        options["data"] = [options["data"]]
     settings = EvalSettings(**options)
     settings.check()
     command.run(settings)
@@ -200,7 +202,8 @@ def test_the_stop_string_of_a_template_is_no_part_of_reference_or_answer(here, t
         ({"model": "builtin:tiny"}, ExitCode.USAGE, "no rows"),
         ({"model": "x", "baseline": True}, ExitCode.USAGE, "--baseline"),
         ({"model": "x", "run": "y"}, ExitCode.USAGE, "contradict"),
-        ({"data": "train.jsonl", "output": "train.jsonl"}, ExitCode.EXISTS, "train.jsonl"),
+        ({"data": "train.jsonl", "output": "train.jsonl"}, ExitCode.USAGE, "--output is the input file"),
+        ({"data": "train.jsonl", "output": "t.csv"}, ExitCode.EXISTS, "t.csv"),
     ],
 )
 def test_mistakes_are_refused_with_their_exit_code(here, options, code, says, capfdbinary):

@@ -20,7 +20,7 @@ from typer._click.exceptions import ClickException, UsageError
 from ftkit import __version__, console
 from ftkit.core import settings as kinds
 from ftkit.core.configuration import Layer, describe, environment_layer, field_types, resolve
-from ftkit.errors import ExitCode, UserError
+from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.settings_files import PROJECT_FILE, read_command_table
 
 app = typer.Typer(
@@ -255,13 +255,6 @@ def usage_hint(error: ClickException) -> str:
     """What to type after a usage error."""
     context = error.ctx if isinstance(error, UsageError) else None
     return f"{context.command_path if context else 'ftkit'} --help"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """True for Python's own error and for torch's on a GPU and on the CPU, known by name: torch may not be loaded."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def crash_hint(*, debug: bool) -> str:

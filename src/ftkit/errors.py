@@ -38,3 +38,10 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
     near = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True for Python's own error and for torch's on a GPU and on the CPU, known by name: torch may not be loaded."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
