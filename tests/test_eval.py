@@ -1,50 +1,17 @@
 import io
 import json
-import os
-import subprocess
 import sys
 
 import pytest
+from eval_place import lines_of, make_place, shell
 
 from ftkit.core.settings import EvalSettings
 from ftkit.errors import ExitCode, UserError
 
-NAMES = ["Arc", "Bolo", "Cira", "Dune", "Ekko", "Fjord", "Gala"]
-KINDS = ["Lamp", "Chair", "Clock"]
-
 
 @pytest.fixture(scope="module")
 def workplace(tiny_model, tmp_path_factory):
-    """A folder with rows made by prep and a complete run on them (LoRA, 25 steps)."""
-    folder = tmp_path_factory.mktemp("eval")
-    lines = [f"{name},{kind},The {name} is a {kind.lower()}." for name in NAMES for kind in KINDS]
-    (folder / "t.csv").write_text("product,category,description\n" + "\n".join(lines) + "\n")
-    rows = shell(folder, "prep", "t.csv", "--template", "alpaca")
-    (folder / "train.jsonl").write_bytes(rows)
-    shell(
-        folder,
-        "train",
-        "train.jsonl",
-        "--model",
-        tiny_model,
-        "--steps",
-        "25",
-        "--lr",
-        "0.01",
-        "--dtype",
-        "fp32",
-        "--valid",
-        "0.3",
-    )
-    return folder
-
-
-def shell(folder, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ftkit", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True
-    ).stdout
+    return make_place(tmp_path_factory.mktemp("eval"), tiny_model)
 
 
 @pytest.fixture
@@ -65,10 +32,6 @@ def evaluate(capfdbinary, **options):
     sys.stdout.flush()
     captured = capfdbinary.readouterr()
     return captured.out, captured.err.decode()
-
-
-def lines_of(output):
-    return [json.loads(line) for line in output.splitlines()]
 
 
 def test_without_data_the_held_out_rows_are_scored_beside_the_base(here, ftkit):
@@ -223,3 +186,71 @@ def test_without_a_run_the_train_command_is_named(ftkit, tmp_path):
     result = ftkit("eval", "--baseline")
     assert result.exit_code == ExitCode.MODEL
     assert "ftkit train" in result.stderr and "Traceback" not in result.stderr and result.stdout == ""
+
+
+def test_other_runs_are_compared_on_the_same_rows(here, tiny_model, capfdbinary):
+    run = str(next((here / "runs").glob("*/run.json")).parent)
+    output, said = evaluate(
+        capfdbinary, against=[run, str(tiny_model)], max_new=8, output=str(here / "a.jsonl"), json=True
+    )
+    summary = json.loads(output)
+    itself, base = summary["against"][run], summary["against"][str(tiny_model)]
+    assert all(found["value"] == 0 and found["verdict"] == "unclear" for found in itself["difference"].values())
+    assert base["difference"]["loss"]["verdict"] == "better"
+    assert "no clear difference from" in said and f"better than {tiny_model}" in said
+    row = lines_of((here / "a.jsonl").read_text())[0]
+    assert row["against"][run]["prediction"] == row["prediction"] != row["against"][str(tiny_model)]["prediction"]
+
+
+def test_a_run_that_is_clearly_worse_than_another_fails_the_gate(here, tiny_model, capfdbinary):
+    run = str(next((here / "runs").glob("*/run.json")).parent)
+    options = dict(data="train.jsonl", metrics="loss", fail_if_worse=True)
+    evaluate(capfdbinary, baseline=True, **options)  # better: no gate fails
+    with pytest.raises(UserError) as error:
+        evaluate(capfdbinary, model=str(tiny_model), against=[run], **options)
+    assert error.value.exit_code == ExitCode.GATE
+    assert error.value.message == f"gate failed: clearly worse than {run} in loss, perplexity, bits_per_byte"
+
+
+def test_forgetting_is_the_loss_on_general_text_before_and_after(here, tiny_model, capfdbinary):
+    """Beside a plain loop over both models with transformers and PEFT."""
+    import torch
+    import torch.nn.functional as F
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = ["Below is an instruction that describes a task.", "Write a response, please. " * 8]
+    (here / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    output, said = evaluate(
+        capfdbinary, forgetting="general.jsonl", metrics="loss", json=True, fail_under=["forgetting=1000"]
+    )
+    found = json.loads(output)["forgetting"]
+
+    adapter = next((here / "runs").glob("*/adapter"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).eval()
+    nats, divergence, tokens = {"before": 0.0, "after": 0.0}, 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
+        with torch.no_grad():
+            after = F.log_softmax(model(ids).logits[0, :-1].double(), -1)
+            with model.disable_adapter():
+                before = F.log_softmax(model(ids).logits[0, :-1].double(), -1)
+        for name, log_p in (("before", before), ("after", after)):
+            nats[name] -= float(log_p.gather(1, ids[0, 1:, None]).sum())
+        divergence += float((before.exp() * (before - after)).sum())
+        tokens += ids.shape[1] - 1
+    assert found["tokens"] == tokens
+    assert found["before"] == pytest.approx(nats["before"] / tokens, rel=1e-5)
+    assert found["after"] == pytest.approx(nats["after"] / tokens, rel=1e-5)
+    assert found["rise"] == pytest.approx(found["after"] - found["before"])
+    assert found["divergence"] == pytest.approx(divergence / tokens, rel=1e-4)
+    assert ("the model has forgotten" in said) == found["too_much"]
+
+
+def test_a_text_to_measure_forgetting_comes_with_ftkit(here, capfdbinary):
+    output, said = evaluate(capfdbinary, forgetting="default", metrics="loss", json=True)
+    assert json.loads(output)["forgetting"]["rows"] == 24 and "general text (default): loss" in said
+    with pytest.raises(UserError) as error:
+        evaluate(capfdbinary, forgetting="train.jsonl")
+    assert error.value.exit_code == ExitCode.DATA and "--forgetting needs rows of text" in error.value.message

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import console
-from ftkit.core.answer_scores import FIELD, Scoring, extract, parse_json, rouge_can_read, score_answer
+from ftkit.core.answer_scores import FIELD, Scoring, extract, fault_in, parse_json, rouge_can_read, score_answer
 from ftkit.core.evaluation import Task, reference_of, scored_row
-from ftkit.core.scoring import LIKELIHOODS, NAMES
+from ftkit.core.scoring import LIKELIHOODS
 from ftkit.core.settings import EvalSettings
 from ftkit.core.translation_scores import bleu_scorer, writes_without_spaces
 from ftkit.errors import ExitCode, UserError, did_you_mean
@@ -57,9 +57,8 @@ def make_plan(settings: EvalSettings, data: RowFile) -> Plan:
     """The options checked against the rows; what cannot be scored is refused where it was asked for, else left out."""
     asked = asked_groups(settings.metrics)
     has_answers = data.kind in ("prompt_completion", "messages", "classification")
-    needs = sorted((asked or set()) - {"loss"}) or [
-        flag for flag, given in (("--schema", settings.schema), ("--extract", settings.extract), ("--scorer", settings.scorer)) if given
-    ]  # fmt: skip
+    given = {"--schema": settings.schema, "--extract": settings.extract, "--scorer": settings.scorer}
+    needs = [*sorted((asked or set()) - {"loss"}), *(flag for flag, value in given.items() if value)]
     if needs and not has_answers:
         what = f"{data.places[0]}: rows of {data.kind} have no reference answer, which {needs[0]} needs"
         raise UserError(what, ExitCode.DATA, hint="leave it out, or use rows with prompt and completion")
@@ -179,13 +178,7 @@ def check_references(scoring: Scoring, references: Sequence[str], places: Sequen
     """Say which references do not fit the schema themselves: no answer like them can."""
     if scoring.schema is None:
         return
-    from referencing.exceptions import Unresolvable
-
-    try:
-        faults = [(place, fault_of(scoring.schema, text)) for place, text in zip(places, references, strict=True)]
-    except Unresolvable as error:
-        what = f"--schema: refers to {error.ref}, which is not in the file"
-        raise UserError(what, ExitCode.DATA, hint="put it under $defs in the same file") from None
+    faults = [(place, fault_of(scoring.schema, text)) for place, text in zip(places, references, strict=True)]
     wrong = [(place, fault) for place, fault in faults if fault]
     if wrong:
         place, fault = wrong[0]
@@ -195,10 +188,7 @@ def check_references(scoring: Scoring, references: Sequence[str], places: Sequen
 def fault_of(schema: Any, text: str) -> str | None:
     """Why a text does not fit a schema; None if it does."""
     is_json, value = parse_json(text)
-    if not is_json:
-        return "not JSON"
-    error = next(schema.iter_errors(value), None)
-    return None if error is None else str(error.message)[:150]
+    return fault_in(schema, value) if is_json else "not JSON"
 
 
 def expected_metrics(plan: Plan, task: Task) -> list[str]:
@@ -218,8 +208,3 @@ def expected_metrics(plan: Plan, task: Task) -> list[str]:
         )
         names += [*probe.scores, "stopped", *(["text_accuracy", "text_macro_f1"] if task.classes else [])]
     return [name for name in dict.fromkeys(names) if plan.shows(name)]
-
-
-def all_names() -> list[str]:
-    """Every score that has a name of ours."""
-    return [*NAMES, "stopped", "forgetting"]

@@ -134,10 +134,22 @@ def json_scores(prediction: str, reference: str, schema: Any) -> dict[str, float
     expected_is_json, expected = parse_json(reference)
     scores = {"json_valid": float(is_json)}
     if schema is not None:
-        scores["schema_valid"] = float(is_json and schema.is_valid(value))
+        scores["schema_valid"] = float(is_json and fault_in(schema, value) is None)
     if expected_is_json:
         scores["json_equal"] = float(is_json and same_json(value, expected))
     return scores
+
+
+def fault_in(schema: Any, value: Any) -> str | None:
+    """Why a value does not fit a schema; None if it does. A schema that refers to what is not in its file is exit 3."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        error = next(schema.iter_errors(value), None)
+    except Unresolvable as missing:
+        what = f"--schema: refers to {missing.ref}, which is not in the file"
+        raise UserError(what, ExitCode.DATA, hint="put it under $defs in the same file") from None
+    return None if error is None else str(error.message)[:150]
 
 
 def same_json(one: Any, other: Any) -> bool:
