@@ -1,5 +1,7 @@
 import io
 import json
+import re
+import shutil
 import sys
 
 import pytest
@@ -254,3 +256,141 @@ def test_a_text_to_measure_forgetting_comes_with_ftkit(here, capfdbinary):
     with pytest.raises(UserError) as error:
         evaluate(capfdbinary, forgetting="train.jsonl")
     assert error.value.exit_code == ExitCode.DATA and "--forgetting needs rows of text" in error.value.message
+
+
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def report(workplace, tmp_path_factory):
+    """A page with everything on it, from rows that hold markup: path of the file."""
+    rows = [json.loads(line) for line in (workplace / "train.jsonl").open()][:6]
+    rows[0]["completion"] += EVIL
+    (workplace / "evil.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = tmp_path_factory.mktemp("report") / "report.html"
+    options = ("--baseline", "--forgetting", "default", "--metrics", "labels,chrf,f1,loss,fields", "--max-new", "12")
+    two = json.dumps(
+        {"prompt": rows[1]["prompt"], "completion": rows[1]["completion"], "template": rows[1]["template"]}
+    )
+    with (workplace / "evil.jsonl").open("a") as file:
+        file.write(f"{two}\n" * 8)  # few different answers: they are labels
+    shell(workplace, "eval", "evil.jsonl", *options, "--report", page)
+    return page
+
+
+def test_the_page_answers_the_questions_in_one_file(report, workplace):
+    html = report.read_text(encoding="utf-8")
+    for title in (
+        "In short",
+        "Beside the untuned base",
+        "What it forgot",
+        "Classes",
+        "Lengths",
+        "Rows, the worst first",
+    ):
+        assert f"<h2>{title}</h2>" in html
+    assert "Nothing here speaks against shipping" in html and "speaks against shipping: 0" not in html
+    assert html.count("<article>") == 14 and "<del>" in html
+    assert EVIL not in html and "&lt;script&gt;alert" in html
+    run = next((workplace / "runs").glob("*/run.json")).parent.relative_to(workplace)
+    assert (
+        f"ftkit eval evil.jsonl --run {run} --baseline --forgetting default --metrics labels,chrf,f1,loss,fields"
+        in html
+    )
+    assert "--max-new 12" in html and "--report" not in html
+
+
+def test_the_page_is_readable_in_a_browser(report):
+    """In Chromium: no message on the console, nothing wider than the window, text that stands out, light and dark."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        backgrounds = set()
+        for width, scheme in ((400, "light"), (1400, "light"), (1400, "dark")):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            said, asked = [], []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(report.as_uri())
+            assert said == [] and asked == [report.as_uri()]
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate("Math.min(...[...document.querySelectorAll('svg text')].map(t => "
+                                 "t.getBoundingClientRect().height))") >= 9  # fmt: skip
+            style = page.evaluate(
+                "(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))"
+            )
+            assert contrast(*style) > 7
+            backgrounds.add(style[1])
+        browser.close()
+    assert len(backgrounds) == 2
+
+
+def contrast(*colours):
+    """Of two CSS colours, 1 to 21 (WCAG 2, relative luminance)."""
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted(map(luminance, colours))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_runs_are_compared_in_one_line_each(here, tiny_model, tmp_path, run_here):
+    first = next((here / "runs").glob("*/run.json")).parent
+    options = (
+        "--model",
+        tiny_model,
+        "--steps",
+        "2",
+        "--r",
+        "2",
+        "--targets",
+        "q_proj",
+        "--run",
+        tmp_path / "runs" / "small",
+    )
+    shell(tmp_path, "train", here / "train.jsonl", *options)
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run.json").write_text('{"status": "failed"}')
+    command = ("--compare-runs", first, *sorted((tmp_path / "runs").iterdir()), "--max-new", "4")
+    result = run_here("eval", here / "train.jsonl", *command, "--report", "runs.html", cwd=tmp_path)
+    assert result.exit_code == ExitCode.OK, result.stderr
+    assert "broken left out: the run is not complete (status: failed)" in result.stderr
+    big, small = lines_of(result.stdout)
+    assert (big["r"], big["targets"], big["bits"], big["method"]) == (16, "all-linear", 32, "lora")
+    assert (small["r"], small["targets"], small["steps"]) == (2, "q_proj", 2)
+    assert small["parameters"] == 2 * 2 * (32 + 32)  # two layers, rank 2, 32 in and out
+    assert big["scores"]["loss"] < small["scores"]["loss"] and big["scored_rows"] == small["scored_rows"] == 21
+    assert small["minutes"] >= 0 and "all-linear" in result.stderr
+    html = (tmp_path / "runs.html").read_text()
+    assert "2 runs" in html and html.count("<figure") >= 5 and "--compare-runs" in html
+    own = run_here("eval", *command, "--metrics", "loss", "--json", cwd=tmp_path)
+    assert "the runs held out different rows" in own.stderr
+    assert [run["data"] for run in json.loads(own.stdout)["runs"]] == [
+        str(first / "valid.jsonl"), str(tmp_path / "runs" / "small" / "valid.jsonl")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--compare-runs"], ExitCode.USAGE, ["--compare-runs needs run folders", "runs/*"]),
+        (["--compare-runs", "t.csv", "train.jsonl"], ExitCode.USAGE, ["t.csv and train.jsonl: one file of rows"]),
+        (["--compare-runs", "train.jsonl"], ExitCode.MODEL, ["no complete run among these"]),
+        (["--compare-runs", "runs", "--baseline"], ExitCode.USAGE, ["--compare-runs and --baseline contradict"]),
+        (["--compare-runs", "runs"], ExitCode.MODEL, ["runs: no run.json"]),
+        (["train.jsonl", "t.csv"], ExitCode.USAGE, ["one file of rows at a time, not 2"]),
+        (["--report", "t.csv"], ExitCode.EXISTS, ["t.csv exists"]),
+        (["train.jsonl", "--report", "train.jsonl", "--force"], ExitCode.USAGE, ["--report is the input file"]),
+    ],
+)
+def test_runs_and_pages_that_cannot_be(here, arguments, code, words, run_here):
+    result = run_here("eval", *arguments, cwd=here)
+    assert result.exit_code == code and result.stdout == "", result
+    assert all(word in result.stderr for word in words), result.stderr

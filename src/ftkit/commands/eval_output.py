@@ -143,8 +143,6 @@ def show_scores(result: Result) -> None:
         console.info(f"intervals from {count_of(len(rows))} only are rough")
     if len(result.subject.seeds) > 1:
         show_seeds(result)
-    if result.forgetting:
-        console.info(forgetting_line(result.forgetting))
 
 
 def shown_metrics(metrics: Mapping[str, Any] | list[str]) -> list[str]:

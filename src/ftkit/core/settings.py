@@ -394,6 +394,7 @@ class EvalSettings:
             ("compare_runs", "baseline", "compare one run with its base: ftkit eval --run RUN --baseline"),
             ("compare_runs", "against", "leave --against out: every run has a line"),
             ("compare_runs", "forgetting", "look at one run: ftkit eval --run RUN --forgetting default"),
+            ("compare_runs", "fail_under", "gates are for one run: ftkit eval --run RUN --fail-under f1=0.7"),
         ):
             if getattr(self, one) and getattr(self, other):
                 what = f"{flag_of(one)} and {flag_of(other)} contradict each other"
