@@ -276,3 +276,19 @@ def test_a_cache_that_is_another_file_is_refused(score, tmp_path):
     refused = score(ANSWERS, "--cache", "notes.txt", exit_code=ExitCode.DATA)
     assert_refused(refused, ExitCode.DATA, "notes.txt:1: not a line of ftkit's cache")
     assert (tmp_path / "notes.txt").read_text() == "keep me\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"text": "Below is an instruction."}], ["Nothing to compare with: add --baseline", "rows: 1", "loss"]),
+        (PAIRS, ["chosen likelier", "<h3>rejected</h3>", "<h3>chosen</h3>"]),
+        (CLASSES, ["The likeliest label", "The label that was written", "macro-F1"]),
+        (JSON_ROWS, ["valid JSON", "field city"]),
+    ],
+)
+def test_every_kind_of_row_has_its_page(score, tmp_path, rows, says):
+    score(rows, "--report", "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html.count("<article>") == len(rows) and all(words in html for words in says)
+    assert "ftkit eval rows.jsonl --model" in html
