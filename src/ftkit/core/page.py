@@ -297,8 +297,8 @@ def difference(answer: str, reference: str) -> Html:
     Texts with little in common are not marked.
     """
     ours, theirs = WORDS.findall(answer), WORDS.findall(reference)
-    words = ([word for word in side if not word.isspace()] for side in (theirs, ours))
-    if SequenceMatcher(None, *words, autojunk=False).ratio() < LITTLE_IN_COMMON:
+    words, others = ([word for word in side if not word.isspace()] for side in (ours, theirs))
+    if SequenceMatcher(None, others, words, autojunk=False).ratio() < LITTLE_IN_COMMON:
         return Html(escape(answer))
     matcher = SequenceMatcher(None, theirs, ours, autojunk=False)
     pieces: list[str] = []
