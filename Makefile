@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint format clean
+.PHONY: demo test faults lint format clean
 
 demo: $(INSTALLED)
 	@scripts/demo.sh
@@ -14,6 +14,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n auto
+
+# every sweep of tests/fault_sweeps.py, about an hour: its table goes into docs/reliability.md
+faults: $(INSTALLED)
+	$(BIN)/python tests/fault_sweeps.py --write docs/reliability.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

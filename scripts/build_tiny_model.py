@@ -140,7 +140,8 @@ def settle_on_nf4(run: Path, corpus: Path, arguments: argparse.Namespace) -> tup
     from ftkit.core.encoding import Encoder
     from ftkit.core.loss import mean_loss, summed_loss
     from ftkit.core.optimizers import make_optimizer
-    from ftkit.core.training import Plan, train_steps
+    from ftkit.core.plan import Plan
+    from ftkit.core.training import begin_training, train_steps
     from ftkit.io.base_model import load_tokenizer
 
     torch.manual_seed(arguments.seed)
@@ -158,7 +159,8 @@ def settle_on_nf4(run: Path, corpus: Path, arguments: argparse.Namespace) -> tup
         parametrize.register_parametrization(linear, "weight", RoundToNF4())
     losses["rounded before"] = mean_loss(model, held, "cpu")[0]
     plan = Plan(arguments.batch, 8, arguments.nf4_steps, arguments.lr / 3, "cosine", 0.03, 1.0, arguments.seed + 1)
-    for result in train_steps(model, make_optimizer(model, "adamw", plan.lr, 0.1), examples, summed_loss, plan, "cpu"):
+    training = begin_training(model, make_optimizer(model, "adamw", plan.lr, 0.1), plan)
+    for result in train_steps(model, training, examples, summed_loss, "cpu"):
         if result.step % 20 == 0:
             print(f"rounded to NF4: step {result.step}, loss {result.loss:.3f}", file=sys.stderr)
     losses["rounded after"] = mean_loss(model, held, "cpu")[0]

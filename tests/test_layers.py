@@ -10,10 +10,12 @@ from conftest import CHECKOUT
 SOURCE = CHECKOUT / "src" / "ftkit"
 BELOW = {
     "entry": {"cli"},
-    "cli": {"commands", "core", "io", "console", "errors", "package"},
-    "commands": {"commands", "core", "io", "console", "errors", "package"},
-    "core": {"core", "io", "errors"},
-    "io": {"io", "console", "errors", "package"},
+    "cli": {"commands", "core", "io", "console", "errors", "stopping", "package"},
+    "commands": {"commands", "core", "io", "console", "errors", "faults", "stopping", "package"},
+    "core": {"core", "io", "errors", "faults"},
+    "io": {"io", "console", "errors", "faults", "package"},
+    "stopping": {"errors"},
+    "faults": set(),
     "console": set(),
     "errors": set(),
     "package": set(),
@@ -21,7 +23,16 @@ BELOW = {
 """What each layer may import. `io` may not use core, `core` may not speak to the user."""
 RECORDS = {"records", "template", "plain_template", "nested"}
 """Modules of io that hold the shape of records and templates and what is true of them: core may use all of them."""
-LIGHT = ("errors", "console", "cli", "core.settings", "core.configuration", "io.settings_files")
+LIGHT = (
+    "errors",
+    "console",
+    "cli",
+    "stopping",
+    "core.settings",
+    "core.configuration",
+    "core.durations",
+    "io.settings_files",
+)
 """Loaded for --help."""
 LIGHT_LIBRARIES = {"typer", "ftkit"}
 

@@ -5,75 +5,26 @@ import hashlib
 import io
 import json
 import shutil
-import sys
 import tomllib
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from train_shell import NAMES, QUICK, ROWS, THINGS, files_in, jsonl, run_train, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
-from ftkit.cli import main
 from ftkit.commands.train import load
 from ftkit.commands.train_plan import prepare
 from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.settings import TrainSettings
-from ftkit.core.training import train_steps
+from ftkit.core.training import begin_training, train_steps
 from ftkit.errors import ExitCode
 from ftkit.io.atomic import check_manifest, sha256_of_file
 from ftkit.io.card import read_card
 from ftkit.io.template_files import load_template
-
-THINGS = ["ball", "cat", "dog", "tree", "hat", "car", "cup", "bed"]
-NAMES = ["Lily", "Tom", "Ben", "Sue", "Max"]
-ROWS = [
-    {
-        "prompt": f"Tell me of {name} and the {thing}.\n",
-        "completion": f"{name} had a big {thing}. {name} was very happy.",
-    }
-    for name in NAMES
-    for thing in THINGS
-]
-QUICK = ["--steps", 4, "--batch", 4, "--r", 4, "--lr", 0.01, "--dtype", "fp32"]
-
-
-def run_train(*arguments, cwd, stdin=""):
-    """`ftkit train` in this process: the libraries are loaded once for all tests."""
-    torch.set_num_threads(1)
-    disable_progress_bar()  # a process of its own does so before it loads them
-    out, err, before = io.StringIO(), io.StringIO(), sys.stdin
-    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()))
-    try:
-        with (
-            contextlib.chdir(cwd),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            pytest.raises(SystemExit) as caught,
-        ):
-            main(["train", *map(str, arguments)])
-    finally:
-        sys.stdin = before
-    return SimpleNamespace(exit_code=int(caught.value.code or 0), stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def write_rows(path, rows=ROWS):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path.name
-
-
-def jsonl(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def files_in(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -209,7 +160,7 @@ def test_peft_loads_the_adapter_and_gives_the_logits_that_training_ended_with(ru
     prepared = prepared_again(finished, tiny_model)
     model = load(prepared)
     optimizer = make_optimizer(model, "adamw", 0.01, 0.0)
-    steps = train_steps(model, optimizer, prepared.examples, summed_loss, prepared.plan, "cpu")
+    steps = train_steps(model, begin_training(model, optimizer, prepared.plan), prepared.examples, summed_loss, "cpu")
     with packed_attention(model):
         losses = [step.loss for step in steps]
     assert losses == [line["loss"] for line in jsonl(run_folder / "metrics.jsonl") if "loss" in line]
@@ -603,5 +554,5 @@ def test_a_run_that_diverges_is_not_complete_and_leaves_no_adapter(train, tmp_pa
     result = train("train.jsonl", "--model", tiny_model, "--steps", 9, "--alpha", "1e38", "--lr", 1)
     assert result.exit_code == ExitCode.DIVERGED and result.stdout == "" and "diverged" in result.stderr
     (info,) = (tmp_path / "runs").glob("*/run.json")
-    assert json.loads(info.read_text())["status"] == "failed" and not (info.parent / "adapter").exists()
+    assert json.loads(info.read_text())["status"] == "diverged" and not (info.parent / "adapter").exists()
     assert not (tmp_path / "runs" / "latest").exists()

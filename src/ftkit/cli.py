@@ -20,8 +20,10 @@ from typer._click.exceptions import ClickException, UsageError
 from ftkit import __version__, console
 from ftkit.core import settings as kinds
 from ftkit.core.configuration import Layer, describe, environment_layer, field_types, resolve
+from ftkit.core.durations import seconds_of
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.settings_files import PROJECT_FILE, read_command_table
+from ftkit.stopping import stop_requests
 
 app = typer.Typer(
     name="ftkit",
@@ -55,10 +57,11 @@ def run_estimate_memory(settings: kinds.EstimateSettings) -> None:
 
 
 def run_train(settings: kinds.TrainSettings) -> None:
-    """Forward to the command."""
-    from ftkit.commands import train
+    """Forward to the command. Signals and the time limit count from here: loading libraries takes seconds."""
+    with stop_requests(seconds_of(settings.time_limit or "")) as stop:
+        from ftkit.commands import train
 
-    train.run(settings)
+        train.run(settings, stop)
 
 
 def run_eval(settings: kinds.EvalSettings) -> None:
@@ -241,6 +244,9 @@ def explain(error: Exception, *, debug: bool) -> ExitCode:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         console.error(f"{where}{error.strerror or error}")
+        return ExitCode.IO
+    if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):  # it has no errno
+        console.error(f"a file could not be written: {error}")
         return ExitCode.IO
     if is_out_of_memory(error):
         console.error(

@@ -114,9 +114,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
 class Progress:
     """A bar on a terminal; elsewhere a line now and then."""
 
-    def __init__(self, what: str, total: int | None, every_seconds: float = 10.0) -> None:
+    def __init__(self, what: str, total: int | None, every_seconds: float = 10.0, done: int = 0) -> None:
         self.what, self.total, self.every_seconds = what, total, every_seconds
-        self.done = 0
+        self.done = done
         self._bar: Any = None
         self._task: Any = None
         self._last = time.monotonic()
@@ -135,7 +135,7 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
             )
             self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=True)
-            self._task = self._bar.add_task(self.what, total=self.total, note="")
+            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, note="")
             self._bar.start()
         return self
 

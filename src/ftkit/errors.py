@@ -40,7 +40,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"did you mean '{near[0]}'? " if near else ""
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """True for Python's own error and for torch's on a GPU and on the CPU, known by name: torch may not be loaded."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

@@ -16,8 +16,9 @@ from ftkit.core.encoding import Example
 from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
+from ftkit.core.plan import Plan
 from ftkit.core.settings import TrainSettings
-from ftkit.core.training import Plan, require_finite, train_step, train_steps
+from ftkit.core.training import begin_training, require_finite, train_step, train_steps
 from ftkit.errors import ExitCode, UserError
 
 PLAN = Plan(batch=8, micro_batch=2, steps=5, lr=0.01, schedule="linear", warmup=0.2, max_grad_norm=1.0, seed=42)
@@ -42,7 +43,8 @@ def lora(dtype=torch.float32, **options):
 def losses_of(model, plan, examples=None, objective=summed_loss):
     optimizer = make_optimizer(model, "adamw", plan.lr, 0.0)
     with packed_attention(model) if plan.pack else nullcontext():
-        steps = train_steps(model, optimizer, examples or ragged_examples(), objective, plan, "cpu")
+        training = begin_training(model, optimizer, plan)
+        steps = train_steps(model, training, examples or ragged_examples(), objective, "cpu")
         return [result.loss for result in steps]
 
 
@@ -113,9 +115,8 @@ def test_the_frozen_base_does_not_move_and_gradients_are_cleared():
 # ---------------------------------------------------------------- the loop
 def test_the_loop_tells_each_step():
     model = lora()
-    results = list(
-        train_steps(model, make_optimizer(model, "adamw", 1.0, 0.0), ragged_examples(20), summed_loss, PLAN, "cpu")
-    )
+    training = begin_training(model, make_optimizer(model, "adamw", 1.0, 0.0), PLAN)
+    results = list(train_steps(model, training, ragged_examples(20), summed_loss, "cpu"))
     assert [result.step for result in results] == [1, 2, 3, 4, 5]
     assert [result.epoch for result in results] == [0, 0, 0, 1, 1]  # 8 + 8 + 4 rows are an epoch
     assert [result.lr for result in results] == pytest.approx([0.01, 0.008, 0.006, 0.004, 0.002])
@@ -148,7 +149,8 @@ def test_a_packed_step_counts_tokens_and_rows_as_a_padded_one():
         model = lora()
         with packed_attention(model):
             optimizer = make_optimizer(model, "adamw", 0.01, 0.0)
-            steps = list(train_steps(model, optimizer, ragged_examples(), summed_loss, plan, "cpu"))
+            training = begin_training(model, optimizer, plan)
+            steps = list(train_steps(model, training, ragged_examples(), summed_loss, "cpu"))
         told.append([(step.epoch, step.lr, step.tokens, step.counted) for step in steps])
     assert told[0] == told[1]
 
@@ -246,9 +248,8 @@ def test_a_loss_that_is_no_number_stops_with_its_step():
     seen, done = [], []
     model = lora()
     with pytest.raises(UserError, match="step 3: the loss is nan") as caught:
-        for result in train_steps(
-            model, make_optimizer(model, "adamw", 0.01, 0.0), ragged_examples(8), breaks_later, PLAN, "cpu"
-        ):
+        training = begin_training(model, make_optimizer(model, "adamw", 0.01, 0.0), PLAN)
+        for result in train_steps(model, training, ragged_examples(8), breaks_later, "cpu"):
             done.append(result.step)
     assert done == [1, 2] and caught.value.exit_code == ExitCode.DIVERGED and "--lr" in caught.value.hint
 

@@ -2,37 +2,37 @@
 
 import json
 import sys
-import time
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ftkit import console
-from ftkit.commands.train_plan import Prepared, prepare
-from ftkit.commands.train_record import find_done, first_facts, make_folder, recorded, refuse_other_run
+from ftkit import console, faults
+from ftkit.commands.train_choice import choose_folder, find_done, refuse_other_run
+from ftkit.commands.train_loop import Course, train
+from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weights_bytes
+from ftkit.commands.train_record import first_facts, recorded
 from ftkit.commands.train_rows import Data
 from ftkit.core.adapters import count_parameters, make_trainable
 from ftkit.core.encoding import Example
-from ftkit.core.loss import mean_loss, summed_loss
-from ftkit.core.optimizers import make_optimizer
-from ftkit.core.packed_attention import packed_attention
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.settings import TrainSettings
-from ftkit.core.training import StepResult, train_steps
-from ftkit.io.adapter_folder import save_adapter, save_model
-from ftkit.io.base_model import config_sha256, load_weights, new_weights, weights_sha256
+from ftkit.io.adapter_folder import copy_trained, restore_adapter, save_adapter, save_model
+from ftkit.io.base_model import Base, config_sha256, load_weights, new_weights, weights_sha256
 from ftkit.io.card import Card
+from ftkit.io.checkpoint import Checkpoint, checkpoint_path, newest_checkpoint, read_checkpoint
 from ftkit.io.devices import dtype_name
+from ftkit.io.free_space import require_disk, require_memory
 from ftkit.io.quantization import keep_plain_layout, quantization_config, quantized_fingerprints
 from ftkit.io.run_folder import SCHEMA, RunFolder, mark_latest
+from ftkit.io.run_lock import locked
 from ftkit.io.template import Template
 from ftkit.io.template_files import load_template
+from ftkit.stopping import StopRequest
 
 
-def run(settings: TrainSettings) -> None:
+def run(settings: TrainSettings, stop: StopRequest) -> None:
     """Train, or make every check and stop (`--dry-run`), or point to the complete run that did just this."""
     prepared = prepare(settings)
     refuse_other_run(prepared)
@@ -44,15 +44,23 @@ def run(settings: TrainSettings) -> None:
         console.info(f"already trained with the same rows and settings: {done.path}")
         report(done, done.read_info(), settings.json)
         return
-    folder = make_folder(prepared)
-    with recorded(folder, prepared) as info:
-        model = load(prepared)
-        prepared = settle_packing(prepared, model)
-        info["plan"] = asdict(prepared.plan)
-        show_plan(prepared, model)
-        train(prepared, model, folder, info)
-        save(prepared, model, folder, info)
-    mark_latest(folder)
+    folder = choose_folder(prepared)
+    with locked(folder.path):
+        start = newest_checkpoint(folder.path)
+        check_space(prepared, folder)
+        with recorded(folder, prepared, start.step if start else None) as (info, trackers):
+            stop.check()
+            model = load(prepared, start)
+            prepared = settle_packing(prepared, model)
+            info["plan"] = asdict(prepared.plan)
+            show_plan(prepared, model)
+            card = make_card(prepared, model)
+            stop.check()
+            course = train(prepared, model, folder, card, stop, start, trackers)
+            tell_course(prepared, course, info)
+            with stop.held():
+                save(prepared, model, folder, card, course, info)
+        mark_latest(folder)
     report(folder, info, settings.json)
 
 
@@ -61,19 +69,33 @@ def say_path(run_folder: RunFolder) -> None:
     sys.stdout.write(f"{run_folder.path}\n")
 
 
-def load(prepared: Prepared) -> nn.Module:
-    """The base (or new weights) with what the method trains set free, seeded."""
-    settings = prepared.settings
+def load(prepared: Prepared, start: Checkpoint | None = None) -> nn.Module:
+    """The base (or new weights) with what the method trains set free, seeded; or as a checkpoint has it."""
+    settings, base = prepared.settings, prepared.base
+    faults.point("load")
     torch.manual_seed(settings.seed)
-    if settings.init:
-        model = new_weights(prepared.config, dtype=prepared.dtype, device=prepared.device)
-        return make_trainable(model, replace(settings, full=True))
+    if prepared.trains_model:
+        settings = replace(settings, full=True)
+        if start is not None:
+            base = Base(str(start.path), str(start.path.resolve()))
+        elif settings.init:
+            return make_trainable(new_weights(prepared.config, dtype=prepared.dtype, device=prepared.device), settings)
     quantization = quantization_config(settings.method, prepared.dtype)
-    model = load_weights(prepared.base, dtype=prepared.dtype, device=prepared.device, quantization=quantization)
+    model = load_weights(base, dtype=prepared.dtype, device=prepared.device, quantization=quantization)
     torch.manual_seed(settings.seed)
     model = make_trainable(model, settings)
+    if start is not None and not prepared.trains_model:
+        restore_adapter(model, start.path)
     keep_plain_layout(model)
     return model
+
+
+def check_space(prepared: Prepared, folder: RunFolder) -> None:
+    """Before anything is loaded: memory for the weights on a CPU, disk for --keep checkpoints and the one being made."""
+    if prepared.device == "cpu" and not prepared.settings.init:
+        require_memory(weights_bytes(prepared), f"loading {prepared.base.name}")
+    checkpoints = prepared.settings.keep + 1
+    require_disk(folder.path, checkpoints * checkpoint_bytes(prepared), f"{checkpoints} checkpoints")
 
 
 def settle_packing(prepared: Prepared, model: nn.Module) -> Prepared:
@@ -120,59 +142,41 @@ def show_example(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
     return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), is_trained) for ids, is_trained in pieces]
 
 
-def train(prepared: Prepared, model: nn.Module, folder: RunFolder, info: dict[str, Any]) -> None:
-    """All steps, in packs where the plan says so."""
-    with packed_attention(model) if prepared.plan.pack else nullcontext():
-        run_steps(prepared, model, folder, info)
-
-
-def run_steps(prepared: Prepared, model: nn.Module, folder: RunFolder, info: dict[str, Any]) -> None:
-    """All steps, each logged; the loss on the held-out rows before and after."""
-    settings, plan = prepared.settings, prepared.plan
-    optimizer = make_optimizer(model, settings.optimizer, plan.lr, settings.weight_decay)
-    held = plan.cut(prepared.valid_examples)
-    before = validate(model, held, prepared.device, folder, step=0)
-    losses: list[float] = []
-    tokens, started = 0, time.perf_counter()
-    with console.Progress("train", plan.steps) as progress:
-        for result in train_steps(model, optimizer, prepared.examples, summed_loss, plan, prepared.device):
-            folder.log(step_line(result))
-            losses.append(result.loss)
-            tokens += result.tokens
-            progress.advance(note=f"loss {result.loss:.3f}  {result.tokens / result.seconds:,.0f} tokens/s")
-    seconds = time.perf_counter() - started
-    after = validate(model, held, prepared.device, folder, step=plan.steps)
-    info |= {"steps": plan.steps, "first_loss": losses[0], "last_loss": losses[-1]}
+def tell_course(prepared: Prepared, course: Course, info: dict[str, Any]) -> None:
+    """The numbers of the finished run, for run.json and for the person who waited."""
+    losses, steps = course.losses, len(course.losses)
+    kept = kept_step(prepared, course)
+    before, after = course.validated(0), course.validated(kept)
+    info |= {"steps": steps, "first_loss": losses[0], "last_loss": losses[-1], "events": course.events}
     info |= {"valid_loss_before": before, "valid_loss": after}
-    info |= {"train_seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 1)}
+    info |= {"train_seconds": round(course.seconds, 2), "tokens_per_second": round(course.tokens / course.seconds, 1)}
     console.info(f"loss {console.sparkline(losses)} {losses[0]:.3f} -> {losses[-1]:.3f}")
-    if after is not None:
-        console.info(f"held-out loss {before:.3f} -> {after:.3f} nats per token; {tokens / seconds:,.0f} tokens/s")
+    if prepared.settings.early_stop:
+        info |= {"best_step": kept}
+        console.info(f"the held-out loss was lowest after step {kept:,} of {steps:,}: that one is kept")
+    if before is not None and after is not None:
+        speed = f"{course.tokens / course.seconds:,.0f} tokens/s"
+        console.info(f"held-out loss {before:.3f} -> {after:.3f} nats per token; {speed}")
 
 
-def step_line(result: StepResult) -> dict[str, Any]:
-    """A line of metrics.jsonl."""
-    return {**asdict(result), "tokens_per_second": round(result.tokens / result.seconds, 1)}
-
-
-def validate(model: nn.Module, held: list[Any], device: str, folder: RunFolder, *, step: int) -> float | None:
-    """Loss on the held-out rows, logged; None if none are held out."""
-    if not held:
-        return None
-    loss, counted = mean_loss(model, held, device)
-    folder.log({"step": step, "valid_loss": loss, "valid_counted": counted})
-    return loss
-
-
-def save(prepared: Prepared, model: Any, folder: RunFolder, info: dict[str, Any]) -> None:
-    """The adapter, or the whole model where every weight was trained."""
+def save(prepared: Prepared, model: Any, folder: RunFolder, card: Card, course: Course, info: dict[str, Any]) -> None:
+    """The adapter, or the whole model where every weight was trained: of the last step, or of the best checkpoint."""
     trainable, total = count_parameters(model)
     info |= {"trainable": trainable, "parameters": total}
-    card = make_card(prepared, model)
-    if prepared.settings.init or prepared.settings.method == "full":
-        save_model(folder.model, model, prepared.encoder.tokenizer, card)
+    path = folder.model if prepared.trains_model else folder.adapter
+    kept = kept_step(prepared, course)
+    if kept != len(course.losses):
+        copy_trained(read_checkpoint(checkpoint_path(folder.path, kept)).path, path)
+    elif prepared.trains_model:
+        save_model(path, model, prepared.encoder.tokenizer, card)
     else:
-        save_adapter(folder.adapter, model, prepared.encoder.tokenizer, card)
+        save_adapter(path, model, prepared.encoder.tokenizer, card)
+
+
+def kept_step(prepared: Prepared, course: Course) -> int:
+    """The step whose weights the run gives: its last, or with --early-stop the one of the lowest held-out loss."""
+    last = len(course.losses)
+    return (course.best_step or last) if prepared.settings.early_stop else last
 
 
 def make_card(prepared: Prepared, model: nn.Module) -> Card:

@@ -12,15 +12,17 @@ from torch import nn
 
 from ftkit import console
 from ftkit.commands.train_rows import Data, make_examples, read_data, rows_sha256, settle_objective, share_of
-from ftkit.core.adapters import make_trainable
+from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import auto_micro_batch, auto_micro_tokens, steps_per_epoch
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import Ledger
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.optimizer_memory import optimizer_memory
 from ftkit.core.optimizers import check_optimizer
+from ftkit.core.plan import Plan
 from ftkit.core.settings import TrainSettings
-from ftkit.core.training import Plan
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.atomic import is_staged
 from ftkit.io.base_model import (
     Base,
     check_base,
@@ -37,10 +39,15 @@ from ftkit.io.base_model import (
 )
 from ftkit.io.devices import dtype_name, pick_device, pick_dtype
 from ftkit.io.quantization import check_quantization
+from ftkit.io.run_lock import NAME as LOCK
+from ftkit.io.trackers import check_trackers
 
 DEFAULT_LR = {"lora": 2e-4, "qlora": 2e-4, "int8": 2e-4, "full": 2e-5}
 SCRATCH_LR = 1e-3
-NOT_IDENTITY = ("data", "run", "json", "dry_run", "device")
+NOT_IDENTITY = (
+    "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker",
+)  # fmt: skip
+"""Settings that do not change what a run makes; with --early-stop, when it saves does."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,11 @@ class Prepared:
     rehearsed: nn.Module
     """The model on the meta device, with what the method trains set free."""
 
+    @property
+    def trains_model(self) -> bool:
+        """True where every weight is trained, so that a model is written and no adapter."""
+        return bool(self.settings.init) or self.settings.method == "full"
+
 
 def prepare(settings: TrainSettings) -> Prepared:
     """Read and check the rows, find the base, turn rows into examples, decide the plan.
@@ -75,6 +87,7 @@ def prepare(settings: TrainSettings) -> Prepared:
     check_optimizer(settings.optimizer, device)
     check_quantization(settings.method)
     refuse_no_run(settings.run)
+    check_trackers(settings.tracker)
     share_of(settings.valid)
     data = read_data(settings)
     settings = replace(settings, objective=settle_objective(settings, data))
@@ -118,8 +131,13 @@ def refuse_many_processes(world_size: str) -> None:
 
 
 def refuse_no_run(asked: str | None) -> None:
-    """--run makes a new folder, or names that of a run: another one is exit 9."""
-    if asked is not None and Path(asked).exists() and not (Path(asked) / "run.json").is_file():
+    """--run makes a new folder, or names that of a run: one that holds anything else is exit 9.
+
+    A run that ended before it wrote run.json has left an empty folder, or its lock.
+    """
+    if asked is None or not Path(asked).exists() or (Path(asked) / "run.json").is_file():
+        return
+    if not Path(asked).is_dir() or any(entry.name != LOCK and not is_staged(entry) for entry in Path(asked).iterdir()):
         raise UserError(f"{asked} exists and is no run", ExitCode.EXISTS, hint="give another --run")
 
 
@@ -191,6 +209,8 @@ def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any
     """sha256 of all that decides the result: resolved settings, rows, held-out rows, base, template."""
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in NOT_IDENTITY}
     template = data.template and data.template.fingerprint
+    if settings.early_stop:
+        chosen["save_every"] = settings.save_every
     facts = {
         "settings": chosen,
         "data": data.sha256,
@@ -205,3 +225,16 @@ def base_facts(base: Base, settings: TrainSettings) -> dict[str, str | None]:
     """What tells one base from another, whatever its name: its config, and its weights or the commit they come from."""
     weights = None if settings.init else weights_sha256(base)
     return {"revision": base.revision, "config_sha256": config_sha256(base), "weights_sha256": weights}
+
+
+def weights_bytes(prepared: Prepared) -> float:
+    """What the loaded weights take at the very least."""
+    quantised = {"qlora": 0.5, "int8": 1.0}.get(prepared.settings.method)
+    return sum(p.numel() * (quantised or p.element_size()) for p in prepared.rehearsed.parameters())
+
+
+def checkpoint_bytes(prepared: Prepared) -> int:
+    """Size of one checkpoint on disk: trained weights and what the optimizer keeps of them."""
+    trained = trainable_parameters(prepared.rehearsed)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    return weights + optimizer_memory(prepared.settings.optimizer, trained).state_bytes

@@ -1,4 +1,4 @@
-"""The folder of a training run: found, made, and told from first to last what happens in it."""
+"""run.json of a training run: what decided it, what happened in it, how it ended."""
 
 import json
 import platform
@@ -7,10 +7,9 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,61 +20,29 @@ from ftkit.core.configuration import toml_value
 from ftkit.core.settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import dtype_name
-from ftkit.io.run_folder import COMPLETE, RunFolder, find_complete, mark_latest, new_run
+from ftkit.io.run_folder import COMPLETE, RunFolder
+from ftkit.io.trackers import Trackers, open_trackers
+from ftkit.stopping import Stopped
 
+NOT_REPEATED = ("dry_run", "json", "run", "resume", "allow_change", "time_limit")
+"""Settings of one command, not of the run: config.toml leaves them out."""
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def find_done(prepared: Prepared) -> RunFolder | None:
-    """The complete run that did just this already: in --run, or anywhere in runs/, where it becomes the latest."""
-    asked = prepared.settings.run
-    if asked is None:
-        done = find_complete(prepared.identity)
-        if done is not None:
-            mark_latest(done)
-        return done
-    run_folder = RunFolder(Path(asked))
-    if not (run_folder.path / "run.json").is_file():
-        return None
-    info = run_folder.read_info()
-    is_same = info.get("status") == COMPLETE and info.get("identity") == prepared.identity
-    return run_folder if is_same else None
-
-
-def refuse_other_run(prepared: Prepared) -> None:
-    """A run that --run names and that is not complete is exit 9; one of other settings or rows exit 4, with which."""
-    asked = prepared.settings.run
-    if asked is None or not Path(asked).exists():
-        return
-    info = RunFolder(Path(asked)).read_info()
-    if info.get("status") != COMPLETE:
-        hint = "remove it, or give another --run"
-        raise UserError(
-            f"{asked} exists and its run is not complete (status: {info.get('status')})", ExitCode.EXISTS, hint=hint
-        )
-    if info.get("identity") != prepared.identity:
-        changed = ", ".join(differences(info, prepared)) or "the held-out rows or the template"
-        raise UserError(f"{asked} holds another run; different: {changed}", ExitCode.MODEL, hint="give another --run")
-
-
-def make_folder(prepared: Prepared) -> RunFolder:
-    """The new folder of the run."""
-    if prepared.settings.run is None:
-        return new_run(prepared.base.short_name, prepared.identity)
-    folder = RunFolder(Path(prepared.settings.run))
-    folder.path.mkdir(parents=True)
-    return folder
-
-
-def differences(info: dict[str, Any], prepared: Prepared) -> list[str]:
-    """What differs between a run on disk and the one asked for, in words."""
+def differences(info: dict[str, Any], prepared: Prepared) -> dict[str, str]:
+    """What differs between a run on disk and the one asked for: setting -> in words."""
     old, new = info.get("settings", {}), settings_facts(prepared.settings)
-    changed = [
-        f"{key} {old.get(key)} -> {new[key]}" for key in new if key not in NOT_IDENTITY and old.get(key) != new[key]
-    ]
-    changed += ["rows"] if info.get("data", {}).get("sha256") != prepared.data.sha256 else []
+    changed = {
+        key: f"{key} {old.get(key)} -> {new[key]}"
+        for key in new
+        if key not in NOT_IDENTITY and old.get(key) != new[key]
+    }
+    if info.get("data", {}).get("sha256") != prepared.data.sha256:
+        changed["rows"] = "rows"
     facts, known = base_facts(prepared.base, prepared.settings), info.get("model", {})
-    return changed + (["base"] if any(known.get(key) != value for key, value in facts.items()) else [])
+    if any(known.get(key) != value for key, value in facts.items()):
+        changed["base"] = "base"
+    return changed
 
 
 def settings_facts(settings: TrainSettings) -> dict[str, Any]:
@@ -84,19 +51,33 @@ def settings_facts(settings: TrainSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded(folder: RunFolder, prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """run.json from the start: status running, then complete, or what ended the run."""
+def recorded(folder: RunFolder, prepared: Prepared, resumed: int | None) -> Iterator[tuple[dict[str, Any], Trackers]]:
+    """run.json from the start: status running, then complete, or what ended the run.
+
+    resumed: the step that the run goes on from; what an earlier part of it wrote stays.
+    """
     info = first_facts(prepared)
+    before = folder.read_info() if (folder.path / "run.json").is_file() else {}
+    info["trackers"] = before.get("trackers", {})
+    if resumed is not None:
+        info["resumed_from"] = [*before.get("resumed_from", []), resumed]
+        changed = list(differences(before, prepared).values())
+        info["changes"] = before.get("changes", []) + ([{"step": resumed, "what": changed}] if changed else [])
+    trackers = open_trackers(
+        prepared.settings.tracker, folder, parameters(info), known=info["trackers"], done_steps=resumed or 0
+    )
+    info["trackers"] = trackers.known
     folder.write_info(info)
     folder.write_text("config.toml", config_text(prepared.settings))
     folder.write_rows("valid.jsonl", prepared.valid_rows)
     started = time.perf_counter()
     try:
-        yield info
+        yield info, trackers
     except BaseException as error:
-        info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        info["error"] = str(error)
-        folder.write_info(info)
+        info |= {"status": status_of(error), "error": str(error) or type(error).__name__}
+        with suppress(OSError):  # a full disk must not hide what went wrong
+            folder.write_info(info)
+        trackers.end(info["status"])
         raise
     info |= {
         "status": COMPLETE,
@@ -104,6 +85,20 @@ def recorded(folder: RunFolder, prepared: Prepared) -> Iterator[dict[str, Any]]:
         "measured_peak_bytes": measured_peak(prepared.device),
     }
     folder.write_info(info)
+    trackers.end(COMPLETE)
+
+
+def parameters(info: dict[str, Any]) -> dict[str, Any]:
+    """What trackers show beside the numbers: the resolved settings, and what they were applied to."""
+    return {**info["settings"], **{key: info[key] for key in ("data", "model", "plan", "device", "dtype", "versions")}}
+
+
+def status_of(error: BaseException) -> str:
+    """How a run that is not complete ended."""
+    if isinstance(error, KeyboardInterrupt | Stopped):
+        return "stopped"
+    ends = {ExitCode.STOPPED: "stopped", ExitCode.INTERRUPTED: "stopped", ExitCode.DIVERGED: "diverged"}
+    return ends.get(error.exit_code, "failed") if isinstance(error, UserError) else "failed"
 
 
 def first_facts(prepared: Prepared) -> dict[str, Any]:
@@ -147,11 +142,7 @@ def installed_version(name: str) -> str | None:
 
 def config_text(settings: TrainSettings) -> str:
     """The resolved settings as config.toml, which `ftkit train --config` repeats."""
-    known = {
-        key: value
-        for key, value in asdict(settings).items()
-        if value is not None and key not in ("dry_run", "json", "run")
-    }
+    known = {key: value for key, value in asdict(settings).items() if value is not None and key not in NOT_REPEATED}
     return "[train]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in known.items())
 
 

@@ -100,18 +100,20 @@ def pack_to_batch(pack: Pack) -> Batch:
     )
 
 
-def global_batches(examples: Sequence[Example], batch: int, seed: int) -> Iterator[tuple[int, list[Example]]]:
-    """(epoch from 0, examples of one optimizer step) without end.
+def global_batches(
+    examples: Sequence[Example], batch: int, seed: int, done: int = 0
+) -> Iterator[tuple[int, list[Example]]]:
+    """(epoch from 0, examples of one optimizer step) without end, from the step after the first `done`.
 
     Each epoch is shuffled anew; its last batch may be smaller.
     """
-    epoch = 0
+    epoch, skipped = divmod(done, steps_per_epoch(len(examples), batch))
     while True:
         order = list(range(len(examples)))
         random.Random(f"{seed}:{epoch}").shuffle(order)
-        for at in range(0, len(order), batch):
+        for at in range(skipped * batch, len(order), batch):
             yield epoch, [examples[i] for i in order[at : at + batch]]
-        epoch += 1
+        epoch, skipped = epoch + 1, 0
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:

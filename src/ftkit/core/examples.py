@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ftkit import faults
 from ftkit.core.encoding import Encoder, Example
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.records import kind_of
@@ -42,6 +43,7 @@ def encode_rows(
     total = dropped = truncated = lost = untrained = 0
     for number, (place, row) in enumerate(rows):
         total += 1
+        faults.point("tokenise")
         example, is_text = checked_example(encoder, row, place), kind_of(row) == "text"
         pieces = fit(example, max_length, overlength, is_text=is_text)
         kept = sum(sum(piece.counted) for piece in pieces)

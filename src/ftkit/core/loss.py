@@ -3,7 +3,7 @@
 Legend: B rows, T tokens of a row, N counted tokens, D width, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,7 +68,7 @@ def selecting(head: nn.Module, counted: Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: list[Batch], device: str) -> tuple[float, int]:
+def mean_loss(model: nn.Module, batches: Iterable[Batch], device: str) -> tuple[float, int]:
     """(nats per counted token, counted tokens) over batches, in evaluation mode; the mode is set back afterwards."""
     was_training = model.training
     model.eval()

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ftkit.core.durations import rhythm_of, seconds_of
 from ftkit.errors import ExitCode, UserError
 
 
@@ -272,7 +273,31 @@ class TrainSettings(ModelSettings):
     template: Annotated[
         str | None, Option("The template file that the rows were made with, if it is your own", metavar="FILE")
     ] = None
+    save_every: Annotated[
+        str,
+        Option(
+            "Steps, share or time between checkpoints: 100, 10%, 30m; auto: 10m, or 10% with --early-stop",
+            metavar="auto|STEPS|SHARE|TIME",
+        ),
+    ] = "auto"
+    keep: Annotated[int, Option("Checkpoints that stay, the best one not counted", metavar="N")] = 2
+    early_stop: Annotated[
+        int | None,
+        Option("Stop after N checkpoints without a lower held-out loss, and keep the best one", metavar="N"),
+    ] = None
+    resume: Annotated[
+        Literal["auto", "never"], Option("Go on with an unfinished run of the same rows and settings")
+    ] = "auto"
+    allow_change: Annotated[
+        bool, Option("With --run: go on though settings such as --lr or --steps are others now")
+    ] = False
+    time_limit: Annotated[
+        str | None, Option("Save and end with status 75 before this time is over: 55m, 1h30m", metavar="TIME")
+    ] = None
     run: Annotated[str | None, Option("Folder of this run; runs/<time>-<model>-<id> if absent", metavar="DIR")] = None
+    tracker: Annotated[
+        str | None, Option("Log to mlflow, tensorboard or wandb as well; several with commas", metavar="NAMES")
+    ] = None
     dry_run: Annotated[bool, Option("Make every check, load no weights, train nothing")] = False
     json: Annotated[bool, Option("Print one JSON object instead of the run's path")] = False
 
@@ -286,9 +311,26 @@ class TrainSettings(ModelSettings):
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
         require(self.max_grad_norm > 0, "--max-grad-norm", self.max_grad_norm, "above 0")
         require_seed(self.seed)
+        self.check_saving()
         if self.init and self.method != "full" and any(getattr(self, name) for name in METHOD_FLAGS):
             raise UserError(
                 "--init trains every weight from scratch", ExitCode.USAGE, hint=f"leave out --{self.method}"
+            )
+
+    def check_saving(self) -> None:
+        """The options about checkpoints and their times."""
+        require(self.keep >= 1, "--keep", self.keep, "1 or more")
+        require(self.early_stop is None or self.early_stop >= 1, "--early-stop", self.early_stop, "1 or more")
+        limit = self.time_limit
+        require(limit is None or seconds_of(limit) is not None, "--time-limit", limit, "a time such as 55m or 1h30m")
+        rhythm = rhythm_of(self.save_every, steps=100)
+        is_known = self.save_every == "auto" or rhythm is not None
+        require(is_known, "--save-every", self.save_every, "steps, a share such as 10%, or a time such as 30m")
+        if self.early_stop and rhythm is not None and rhythm.steps is None:
+            raise UserError(
+                "--early-stop compares checkpoints of fixed steps, --save-every gives a time",
+                ExitCode.USAGE,
+                hint="--save-every 10%",
             )
 
 

@@ -9,41 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from ftkit import faults
 from ftkit.core.adapters import trainable_parameters
-from ftkit.core.batching import Batch, global_batches, micro_batches, packed_batches
+from ftkit.core.batching import Batch, global_batches
 from ftkit.core.encoding import Example
 from ftkit.core.optimizers import learning_rate, set_learning_rate
+from ftkit.core.plan import Plan, within_memory
+from ftkit.core.random_state import restore_torch, torch_state
 from ftkit.errors import ExitCode, UserError
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 """From model and micro-batch to the summed loss in nats over batch.counted."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run does, resolved: rows per optimizer step and per forward pass, steps, learning rate and its course.
-
-    With `pack` a forward pass takes up to `micro_tokens` tokens in one sequence, where the model must be inside
-    `packed_attention`; without, `micro_batch` padded rows. Which rows are in a step is the same for both.
-    """
-
-    batch: int
-    micro_batch: int
-    steps: int
-    lr: float
-    schedule: str
-    warmup: float
-    max_grad_norm: float
-    seed: int
-    pack: bool = False
-    share_prefix: bool = False
-    micro_tokens: int = 0
-
-    def cut(self, rows: Sequence[Example]) -> list[Batch]:
-        """The micro-batches of some rows: packs, or padded."""
-        if self.pack:
-            return packed_batches(rows, self.micro_tokens, share=self.share_prefix)
-        return micro_batches(rows, self.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -60,6 +36,73 @@ class StepResult:
     seconds: float
 
 
+@dataclass
+class Training:
+    """What goes from step to step beside the model, and into a checkpoint.
+
+    step: optimizer steps that are done. plan: as asked for, or with smaller micro-batches where memory ran out.
+    """
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    plan: Plan
+    step: int = 0
+
+
+def begin_training(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan) -> Training:
+    """Before the first step. The scaler keeps float16 gradients from vanishing; for other formats it does nothing."""
+    half = any(p.dtype == torch.float16 for p in model.parameters())
+    device = next(model.parameters()).device.type
+    return Training(optimizer, torch.amp.GradScaler(device, enabled=half), plan)
+
+
+def train_steps(
+    model: nn.Module, training: Training, examples: Sequence[Example], objective: Objective, device: str
+) -> Iterator[StepResult]:
+    """Train to the plan's last step, yielding after each. A loss that is no number stops with exit 7.
+
+    Where memory runs out, the global batch goes on in smaller micro-batches: `training.plan` holds them.
+    """
+    model.train()
+    plan = training.plan
+    order = global_batches(examples, plan.batch, plan.seed, training.step)
+    while training.step < plan.steps:
+        started = time.perf_counter()
+        step = training.step + 1
+        epoch, rows = next(order)
+        rate = learning_rate(step, plan.steps, plan.lr, plan.schedule, plan.warmup)
+        set_learning_rate(training.optimizer, rate)
+        batches, nats = accumulate_within_memory(model, training, rows, objective, device)
+        counted = sum(batch.counted.numel() for batch in batches)
+        norm = update(model, training.optimizer, training.scaler, plan.max_grad_norm)
+        loss = float(nats) / counted
+        require_finite(loss, norm, step, half=training.scaler.is_enabled())
+        training.step = step
+        tokens = sum(batch.tokens for batch in batches)
+        yield StepResult(step, epoch, loss, rate, norm, tokens, counted, time.perf_counter() - started)
+
+
+def accumulate_within_memory(
+    model: nn.Module, training: Training, rows: Sequence[Example], objective: Objective, device: str
+) -> tuple[list[Batch], Tensor]:
+    """(micro-batches, summed nats) of one global batch; what did not fit is begun again in smaller micro-batches."""
+
+    drawn = torch_state()
+
+    def work(batches: list[Batch]) -> tuple[list[Batch], Tensor]:
+        restore_torch(drawn)  # a try that failed has drawn dropout masks
+        training.optimizer.zero_grad(set_to_none=True)
+        batches = [batch.to(device) for batch in batches]
+        return batches, accumulate(model, batches, objective, training.scaler)
+
+    try:
+        done, training.plan = within_memory(training.plan, rows, work)
+    except UserError:  # not even one row fits: the step is left as if it had not begun
+        restore_torch(drawn)
+        raise
+    return done
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -68,48 +111,38 @@ def train_step(
     scaler: torch.amp.GradScaler,
     max_norm: float,
 ) -> tuple[float, float]:
-    """One optimizer update from the micro-batches of one global batch: (nats per counted token, gradient norm).
+    """One optimizer update from the micro-batches of one global batch: (nats per counted token, gradient norm)."""
+    nats = accumulate(model, batches, objective, scaler)
+    norm = update(model, optimizer, scaler, max_norm)
+    return float(nats) / sum(batch.counted.numel() for batch in batches), norm
+
+
+def accumulate(
+    model: nn.Module, batches: Sequence[Batch], objective: Objective, scaler: torch.amp.GradScaler
+) -> Tensor:
+    """Gradients of one global batch; returns its loss, () summed nats.
 
     The loss is divided once, by the counted tokens of the whole global batch, so that accumulation is exact for rows
-    of any length. `scaler` keeps float16 gradients from vanishing; it does nothing for the other formats.
+    of any length.
     """
     counted = sum(batch.counted.numel() for batch in batches)
     nats = torch.zeros((), device=batches[0].input_ids.device)
     for batch in batches:
+        faults.point("pass")
         loss = objective(model, batch)  # () nats, summed
         scaler.scale(loss / counted).backward()  # type: ignore[no-untyped-call]
         nats += loss.detach()
+    return nats * math.nan if faults.point("loss") else nats
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_norm: float) -> float:
+    """One optimizer step from the accumulated gradients, which are cleared; returns their norm before clipping."""
     scaler.unscale_(optimizer)
-    grad_norm = clip_grad_norm_(trainable_parameters(model), max_norm)
+    norm = clip_grad_norm_(trainable_parameters(model), max_norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return float(nats) / counted, float(grad_norm)
-
-
-def train_steps(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    examples: Sequence[Example],
-    objective: Objective,
-    plan: Plan,
-    device: str,
-) -> Iterator[StepResult]:
-    """Train for plan.steps optimizer steps, yielding after each. A loss that is no number stops with exit 7."""
-    model.train()
-    half = any(p.dtype == torch.float16 for p in model.parameters())
-    scaler = torch.amp.GradScaler(device, enabled=half)
-    order = global_batches(examples, plan.batch, plan.seed)
-    for step in range(1, plan.steps + 1):
-        started = time.perf_counter()
-        epoch, rows = next(order)
-        batches = [batch.to(device) for batch in plan.cut(rows)]
-        rate = learning_rate(step, plan.steps, plan.lr, plan.schedule, plan.warmup)
-        set_learning_rate(optimizer, rate)
-        loss, norm = train_step(model, optimizer, batches, objective, scaler, plan.max_grad_norm)
-        require_finite(loss, norm, step, half=half)
-        tokens, counted = sum(b.tokens for b in batches), sum(b.counted.numel() for b in batches)
-        yield StepResult(step, epoch, loss, rate, norm, tokens, counted, time.perf_counter() - started)
+    return math.nan if faults.point("gradient") else float(norm)
 
 
 def require_finite(loss: float, norm: float, step: int, *, half: bool) -> None:

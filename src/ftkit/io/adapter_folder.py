@@ -1,36 +1,71 @@
 """Write what a run trained, with tokenizer and card: adapter/ in PEFT's layout, or model/ as transformers reads it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from ftkit import __version__, console
-from ftkit.io.atomic import atomic_folder
+from safetensors.torch import load_file
+
+from ftkit import __version__, console, faults
+from ftkit.io.atomic import MANIFEST, atomic_folder
 from ftkit.io.card import Card, write_card
+from ftkit.io.trained import require_all_landed
 
 
 def save_adapter(path: Path, model: Any, tokenizer: Any, card: Card) -> None:
+    """The folder of an adapter, whole or not at all; one of an interrupted run is replaced."""
+    with atomic_folder(path, replace=True) as folder:
+        write_adapter(folder, model, tokenizer, card)
+
+
+def save_model(path: Path, model: Any, tokenizer: Any, card: Card) -> None:
+    """The folder of a whole model, where every weight was trained."""
+    with atomic_folder(path, replace=True) as folder:
+        write_model(folder, model, tokenizer, card)
+
+
+def write_adapter(folder: Path, model: Any, tokenizer: Any, card: Card) -> None:
     """A PEFT adapter; base_model_name_or_path is the base's id or absolute folder, so that PEFT finds it.
 
     Only adapter weights: left to itself, PEFT adds the base's embeddings where the output head has an adapter.
     """
-    with atomic_folder(path) as folder, console.quiet_libraries():
+    with console.quiet_libraries():
         for config in model.peft_config.values():
             config.base_model_name_or_path = card.base_location
             config.revision = card.base_revision
             config.target_modules = sorted(config.target_modules)  # PEFT holds a set, in another order each time
+        faults.point("write")
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         finish(folder, tokenizer, card, "adapter")
 
 
-def save_model(path: Path, model: Any, tokenizer: Any, card: Card) -> None:
-    """A whole model, where every weight was trained."""
-    with atomic_folder(path) as folder, console.quiet_libraries():
+def write_model(folder: Path, model: Any, tokenizer: Any, card: Card) -> None:
+    """A model as transformers reads it."""
+    with console.quiet_libraries():
+        faults.point("write")
         model.save_pretrained(str(folder), safe_serialization=True)
         finish(folder, tokenizer, card, "model")
 
 
+def copy_trained(checkpoint: Path, path: Path) -> None:
+    """What a checkpoint trained, without its training state, as the folder of the finished run."""
+    with atomic_folder(path, replace=True) as folder:
+        skipped = shutil.ignore_patterns("training", MANIFEST)
+        shutil.copytree(checkpoint, folder, ignore=skipped, dirs_exist_ok=True)
+
+
+def restore_adapter(model: Any, folder: Path) -> None:
+    """The weights of an adapter folder into a model that trains such an adapter; exit 4 if they are not its own."""
+    from peft import set_peft_model_state_dict
+
+    with console.quiet_libraries():
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    require_all_landed(model, folder)
+
+
 def finish(folder: Path, tokenizer: Any, card: Card, what: str) -> None:
     """Tokenizer, card and README beside the weights."""
+    faults.point("write")
     tokenizer.save_pretrained(str(folder))
     write_card(folder, card)
     (folder / "README.md").write_text(model_card(card, what), encoding="utf-8")

@@ -11,9 +11,11 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
+from ftkit import faults
 from ftkit.errors import ExitCode, UserError
 
 MANIFEST = "manifest.json"
@@ -26,14 +28,17 @@ MAKE_AGAIN = "make the folder again, or copy it again from where it was made"
 def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """An open file that takes the name `path` when the block ends well; after an error nothing is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     staged = staging_name(path)
     try:
         with staged.open(
             mode, buffering=BUFFER_BYTES, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else ""
         ) as file:
             yield file
+            faults.point("write")
             file.flush()
             os.fsync(file.fileno())
+        faults.point("rename")
         os.replace(staged, path)
         sync_folder(path.parent)
     finally:
@@ -52,6 +57,7 @@ def atomic_folder(path: Path, *, replace: bool = False, extra: dict[str, Any] | 
     remove_leftovers(path.parent)
     staged = staging_name(path)
     staged.mkdir()
+    faults.point("staged")
     try:
         yield staged
         write_manifest(staged, extra or {})
@@ -72,7 +78,9 @@ def publish(staged: Path, path: Path) -> None:
     if path.exists():
         old = staging_name(path)
         os.replace(path, old)
+    faults.point("rename")
     os.replace(staged, path)
+    faults.point("renamed")
     sync_folder(path.parent)
     if old is not None:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -85,6 +93,7 @@ def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
         sync_file(file)
         listed[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
     text = json.dumps({"schema": MANIFEST_SCHEMA, **extra, "files": listed}, indent=1, sort_keys=True)
+    faults.point("manifest")
     with (folder / MANIFEST).open("w", encoding="utf-8") as file_out:
         file_out.write(text + "\n")
         file_out.flush()
@@ -148,9 +157,15 @@ def staging_name(path: Path) -> Path:
     return path.with_name(f".tmp-{path.name}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this host left staged when they died."""
-    for leftover in folder.glob(f".tmp-*-{socket.gethostname()}-*-*"):
+def is_staged(path: Path) -> bool:
+    """True for what is being made, or was when its process died."""
+    return path.name.startswith(".tmp-")
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what processes of this host left staged, for this name or for all, when they died."""
+    pattern = f".tmp-{name if name == '*' else escape(name)}-{escape(socket.gethostname())}-*-*"
+    for leftover in folder.glob(pattern):
         pid = leftover.name.rsplit("-", 2)[1]
         if pid.isdigit() and not is_alive(int(pid)):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

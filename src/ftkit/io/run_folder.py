@@ -1,16 +1,20 @@
 """The folder of a training run: run.json, config.toml, metrics.jsonl, valid.jsonl, adapter/ or model/; runs/latest."""
 
 import json
+import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from ftkit import faults
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.atomic import atomic_file
+from ftkit.io.atomic import atomic_file, sync_file
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
@@ -45,6 +49,11 @@ class RunFolder:
         return self.path / "valid.jsonl"
 
     @property
+    def metrics(self) -> Path:
+        """A line for each step and each validation."""
+        return self.path / "metrics.jsonl"
+
+    @property
     def merged(self) -> Path:
         """Where merge puts the merged model."""
         return self.path / "merged"
@@ -74,8 +83,21 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """One more line of metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("ab") as file:
+        faults.point("write")
+        with self.metrics.open("ab") as file:
             file.write(orjson.dumps(line) + b"\n")
+
+    def cut_log(self, size: int) -> None:
+        """Leave the first `size` bytes of metrics.jsonl: what was logged later is done again."""
+        if self.log_size() > size:
+            os.truncate(self.metrics, size)
+
+    def log_size(self) -> int:
+        """Bytes of metrics.jsonl, flushed to the disk."""
+        if not self.metrics.is_file():
+            return 0
+        sync_file(self.metrics)
+        return self.metrics.stat().st_size
 
     def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Rows as JSONL in the run folder."""
@@ -99,17 +121,26 @@ def new_run(model_name: str, identity: str) -> RunFolder:
     return RunFolder(path)
 
 
-def find_complete(identity: str) -> RunFolder | None:
-    """The newest complete run in runs/ with this identity."""
-    for info in sorted(RUNS.glob("*/run.json"), reverse=True):
-        run = RunFolder(info.parent)
-        try:
-            known = run.read_info()
-        except UserError:  # a damaged run must not keep others from being trained
-            continue
-        if known.get("identity") == identity and known.get("status") == COMPLETE and run.trained.is_dir():
+def runs_here() -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    """Every run in runs/ with its run.json, newest first; a damaged one must not keep others from being trained."""
+    for file in sorted(RUNS.glob("*/run.json"), reverse=True):
+        with suppress(UserError):
+            run = RunFolder(file.parent)
+            yield run, run.read_info()
+
+
+def find_run(identity: str, *, complete: bool) -> RunFolder | None:
+    """The newest run in runs/ with this identity that is complete, or that is not."""
+    for run, info in runs_here():
+        is_complete = info.get("status") == COMPLETE and run.trained.is_dir()
+        if info.get("identity") == identity and is_complete == complete:
             return run
     return None
+
+
+def unfinished_runs() -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    """Runs in runs/ that are not complete, newest first."""
+    return ((run, info) for run, info in runs_here() if info.get("status") != COMPLETE)
 
 
 def mark_latest(run: RunFolder) -> None:
