@@ -1,7 +1,7 @@
 """Generation and likelihoods of eval against plain transformers loops: python bench/eval.py [--rounds 3] [--prompts 64]
 
 A Llama of 58 M random weights (bfloat16). 64 prompts of alpaca's lengths behind a preamble of 40 tokens, or behind a
-system prompt of 600; 48 new tokens each, greedy. The ways take turns; medians of seconds and the ratio to
+system prompt of 600; 32 new tokens each, greedy. The ways take turns; medians of seconds and the ratio to
 `model.generate` one prompt at a time are printed, and how many answers are those of that loop (in bfloat16 batches may
 round a near tie the other way). Then the likelihood of 77 labels behind each of a few prompts, one by one and packed.
 Only the ratios of one run count: machines and moments differ.
@@ -22,7 +22,7 @@ from ftkit.core.encoding import Example
 from ftkit.core.generation import generate_batch, length_batches, start_of
 from ftkit.core.likelihood import row_likelihoods
 
-VOCABULARY, NEW, BATCH, LABELS = 32_000, 48, 16, 77
+VOCABULARY, NEW, BATCH, LABELS = 32_000, 32, 16, 77
 
 
 class Tokenizer:
@@ -102,13 +102,13 @@ def compare(title: str, ways: dict[str, Callable[[], Any]], rounds: int) -> None
             started = time.perf_counter()
             results[name] = way()
             seconds[name].append(time.perf_counter() - started)
-    print(title)
+    print(title, flush=True)
     first = next(iter(ways))
     for name in ways:
         ratio = statistics.median(seconds[first]) / statistics.median(seconds[name])
         same = sum(same_result(a, b) for a, b in zip(results[name], results[first], strict=True))
         told = f"{statistics.median(seconds[name]):8.2f} s {ratio:6.2f}x   {same} of {len(results[first])} the same"
-        print(f"  {name:<42}{told}")
+        print(f"  {name:<42}{told}", flush=True)
 
 
 def same_result(one: Any, other: Any) -> bool:

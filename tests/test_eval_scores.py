@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import assert_refused
+from conftest import CHECKOUT, assert_refused
 from eval_place import lines_of
 
 from ftkit.errors import ExitCode
@@ -292,3 +292,22 @@ def test_every_kind_of_row_has_its_page(score, tmp_path, rows, says):
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert html.count("<article>") == len(rows) and all(words in html for words in says)
     assert "ftkit eval rows.jsonl --model" in html
+
+
+def test_the_schema_of_real_slots_takes_every_reference_and_refuses_what_is_none(shared):
+    """SNIPS, as docs/eval.md scores it."""
+    import sys
+
+    from ftkit.commands.eval_metrics import fault_of, load_schema
+
+    sys.path.insert(0, str(CHECKOUT / "docs" / "examples"))
+    try:
+        from slots import slots
+    finally:
+        sys.path.pop(0)
+    schema = load_schema(str(CHECKOUT / "tests" / "schemas" / "weather_slots.json"))
+    path = shared / "data" / "extract" / "snips_validate_GetWeather.json"
+    records = json.loads(path.read_text(encoding="utf-8"))["GetWeather"]
+    references = [row["completion"] for record in records for row in slots(record)]
+    assert len(references) == 100 and [fault_of(schema, text) for text in references] == [None] * 100
+    assert fault_of(schema, '{"city": "Oslo"}') and fault_of(schema, '{"town": ["Oslo"]}') and fault_of(schema, "Oslo")

@@ -181,7 +181,7 @@ def lengths(result: Result) -> Html:
         for scored in (subject, *result.rivals):
             name = "tuned" if scored is subject and result.rivals else "answer" if scored is subject else scored.name
             series[name] = [length for row in scored.rows for length in row.lengths]
-    return page.histogram(series, "tokens")
+    return page.histogram(series, "tokens, without the stop token")
 
 
 def tokens_of(rows: list[RowScore]) -> list[float]:

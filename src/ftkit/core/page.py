@@ -202,7 +202,7 @@ def histogram(series: Mapping[str, Sequence[float]], label: str) -> Html:
 
 
 def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> Html:
-    """Curves over a common x; several are told apart by colour and named below the chart."""
+    """Curves over a common x; several are told apart by colour and named above the chart."""
     points = [point for one in series.values() for point in one]
     if not points:
         return note("no points yet")
@@ -251,11 +251,11 @@ def legend(names: Sequence[str]) -> Html:
 def figure(
     marks: Iterable[str], width: float, height: float, caption: str, more: Html = Html(""), **attributes: str
 ) -> Html:
-    """A drawing that is as wide as its place, with its caption."""
+    """A drawing that is as wide as its place, below its caption."""
     drawing = Html(
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(caption)}">{"".join(marks)}</svg>'
     )
-    return tag("figure", drawing, tag("figcaption", caption, more), **attributes)
+    return tag("figure", tag("figcaption", caption, more), drawing, **attributes)
 
 
 def scale(low: float, high: float) -> tuple[float, float, list[float]]:
