@@ -385,12 +385,16 @@ def test_runs_are_compared_in_one_line_each(here, tiny_model, tmp_path, run_here
         (["--compare-runs", "train.jsonl"], ExitCode.MODEL, ["no complete run among these"]),
         (["--compare-runs", "runs", "--baseline"], ExitCode.USAGE, ["--compare-runs and --baseline contradict"]),
         (["--compare-runs", "runs"], ExitCode.MODEL, ["runs: no run.json"]),
+        (["--run", "half"], ExitCode.MODEL, ["half: the run is not complete (status: running)"]),
+        (["--against", "half"], ExitCode.MODEL, ["half: the run is not complete"]),
         (["train.jsonl", "t.csv"], ExitCode.USAGE, ["one file of rows at a time, not 2"]),
         (["--report", "t.csv"], ExitCode.EXISTS, ["t.csv exists"]),
         (["train.jsonl", "--report", "train.jsonl", "--force"], ExitCode.USAGE, ["--report is the input file"]),
     ],
 )
 def test_runs_and_pages_that_cannot_be(here, arguments, code, words, run_here):
+    (here / "half").mkdir(exist_ok=True)
+    (here / "half" / "run.json").write_text('{"status": "running"}')
     result = run_here("eval", *arguments, cwd=here)
     assert result.exit_code == code and result.stdout == "", result
     assert all(word in result.stderr for word in words), result.stderr

@@ -102,6 +102,17 @@ def test_pairs_of_turns_count_only_what_follows_their_common_prompt(score):
     assert 0 < row["scores"]["tokens"] < whole["scores"]["tokens"]  # `Hello` is no part of the answer
 
 
+def test_templates_of_pairs_and_classes_shape_rows_and_are_nobodys_prompt(score):
+    from ftkit.io.template_files import load_template
+
+    plain, _ = score(PAIRS)
+    shaped = [{**pair, "template": load_template("preference").fingerprint} for pair in PAIRS]
+    assert score(shaped)[0]["scores"] == plain["scores"]
+    assert score(shaped, "--template", "chatml")[0]["scores"] == plain["scores"]  # which renders turns, not texts
+    classes = [{**row, "template": load_template("classify").fingerprint} for row in CLASSES]
+    assert score(classes)[0]["scores"] == score(CLASSES)[0]["scores"]
+
+
 def test_classes_are_predicted_by_likelihood_and_from_the_text(score, plain_nats):
     summary, rows = score(CLASSES)
     labels = ["7", "bad", "good"]
