@@ -1,9 +1,9 @@
-"""Generation and likelihoods of eval against plain transformers loops: python bench/eval.py [--rounds 3] [--prompts 64]
+"""eval's generation and likelihoods against plain loops: python bench/eval.py [--rounds 3] [--prompts 64] [--new 32]
 
 A Llama of 58 M random weights (bfloat16). 64 prompts of alpaca's lengths behind a preamble of 40 tokens, or behind a
-system prompt of 600; 32 new tokens each, greedy. The ways take turns; medians of seconds and the ratio to
+system prompt of 600; `--new` tokens each, greedy. The ways take turns; medians of seconds and the ratio to
 `model.generate` one prompt at a time are printed, and how many answers are those of that loop (in bfloat16 batches may
-round a near tie the other way). Then the likelihood of 77 labels behind each of a few prompts, one by one and packed.
+round a near tie the other way). Also the likelihood of 77 labels behind each of two prompts, one by one and packed.
 Only the ratios of one run count: machines and moments differ.
 """
 
@@ -22,7 +22,7 @@ from ftkit.core.encoding import Example
 from ftkit.core.generation import generate_batch, length_batches, start_of
 from ftkit.core.likelihood import row_likelihoods
 
-VOCABULARY, NEW, BATCH, LABELS = 32_000, 32, 16, 77
+VOCABULARY, BATCH, LABELS = 32_000, 16, 77
 
 
 class Tokenizer:
@@ -47,37 +47,37 @@ def make_prompts(draw: random.Random, preamble: int, count: int) -> list[list[in
 
 
 @torch.no_grad()
-def one_by_one(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+def one_by_one(model: Any, prompts: list[list[int]], new: int) -> list[list[int]]:
     """As most scripts do it."""
-    return [plain(model, [prompt])[0] for prompt in prompts]
+    return [plain(model, [prompt], new)[0] for prompt in prompts]
 
 
 @torch.no_grad()
-def in_padded_batches(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+def in_padded_batches(model: Any, prompts: list[list[int]], new: int) -> list[list[int]]:
     """transformers with left padding, prompts in the order in which they come."""
     found = []
     for at in range(0, len(prompts), BATCH):
-        found += plain(model, prompts[at : at + BATCH])
+        found += plain(model, prompts[at : at + BATCH], new)
     return found
 
 
-def plain(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+def plain(model: Any, prompts: list[list[int]], new: int) -> list[list[int]]:
     """model.generate of a left-padded batch."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    options = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0, "eos_token_id": 1}
+    options = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0, "eos_token_id": 1}
     out: list[list[int]] = model.generate(ids, attention_mask=mask, **options)[:, width:].tolist()
     return out
 
 
-def ours(model: Any, prompts: list[list[int]], *, share: bool) -> list[list[int]]:
+def ours(model: Any, prompts: list[list[int]], new: int, *, share: bool) -> list[list[int]]:
     """eval's way: sorted by length, the common start once."""
     start = start_of(model, prompts) if share else None
     found: dict[int, list[int]] = {}
     for places in length_batches(prompts, BATCH):
         batch = [prompts[place] for place in places]
-        answers = generate_batch(model, Tokenizer(), batch, stop_ids=[], max_new=NEW, start=start)
+        answers = generate_batch(model, Tokenizer(), batch, stop_ids=[], max_new=new, start=start)
         found |= {place: answer.ids for place, answer in zip(places, answers, strict=True)}
     return [found[place] for place in range(len(prompts))]
 
@@ -121,33 +121,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--new", type=int, default=32)
     asked = parser.parse_args()
     set_verbosity_error()
     torch.manual_seed(0)
     shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
     config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=2048, initializer_range=0.06, **shape)
     model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    for preamble in (40, 600):
-        prompts = make_prompts(random.Random(preamble), preamble, asked.prompts)
-        compare(
-            f"{asked.prompts} prompts behind a start of {preamble} tokens, {NEW} new tokens",
-            {
-                "transformers, one by one": lambda p=prompts: one_by_one(model, p),
-                f"transformers, batches of {BATCH}": lambda p=prompts: in_padded_batches(model, p),
-                f"ftkit, batches of {BATCH}, nothing shared": lambda p=prompts: ours(model, p, share=False),
-                f"ftkit, batches of {BATCH}, start shared": lambda p=prompts: ours(model, p, share=True),
-            },
-            asked.rounds,
-        )
+    new = asked.new
     draw = random.Random(1)
     labels = [some(draw, draw.randint(3, 8)) for _ in range(LABELS)]
     examples = [
         Example(prompt + label, [False] * len(prompt) + [True] * len(label))
-        for prompt in make_prompts(draw, 40, 4)
+        for prompt in make_prompts(draw, 40, 2)
         for label in labels
     ]
     compare(
-        f"the likelihood of {LABELS} labels behind each of 4 prompts",
+        f"the likelihood of {LABELS} labels behind each of 2 prompts",
         {
             "transformers, one by one": lambda: plain_likelihoods(model, examples),
             "ftkit, padded": lambda: [row.nats for row in row_likelihoods(model, examples, None)],
@@ -155,6 +145,18 @@ def main() -> None:
         },
         asked.rounds,
     )
+    for preamble in (40, 600):
+        prompts = make_prompts(random.Random(preamble), preamble, asked.prompts)
+        compare(
+            f"{asked.prompts} prompts behind a start of {preamble} tokens, {new} new tokens",
+            {
+                "transformers, one by one": lambda p=prompts: one_by_one(model, p, new),
+                f"transformers, batches of {BATCH}": lambda p=prompts: in_padded_batches(model, p, new),
+                f"ftkit, batches of {BATCH}, nothing shared": lambda p=prompts: ours(model, p, new, share=False),
+                f"ftkit, batches of {BATCH}, start shared": lambda p=prompts: ours(model, p, new, share=True),
+            },
+            asked.rounds,
+        )
 
 
 if __name__ == "__main__":
