@@ -72,11 +72,10 @@ def answer(result: Result, faults: list[str]) -> tuple[str, str]:
     scores = f"{counts['better']} scores clearly better, {counts['worse']} clearly worse, {counts['unclear']} unclear"
     if faults:
         return "worse", f"Do not ship: a gate failed ({'; '.join(faults)})."
-    if counts["worse"] or (result.forgetting and result.forgetting.is_too_much):
-        return (
-            "worse",
-            f"Look before you ship: {scores if counts['worse'] else 'it has forgotten more than the limit'}.",
-        )
+    forgot = result.forgetting is not None and result.forgetting.is_too_much
+    if counts["worse"] or forgot:
+        lost = ", and it has forgotten more general text than the limit" if forgot else ""
+        return "worse", f"Look before you ship: {scores}{lost}."
     if counts["better"]:
         return "better", f"Nothing here speaks against shipping: {scores}."
     if result.rivals:
@@ -216,7 +215,7 @@ def row_shown(result: Result, item: int, metric: str, others: list[RowScore | No
     parts: dict[str, Html] = {}
     if task.references:
         reference = task.references[item]
-        parts["chosen" if task.rejected else "reference"] = page.said(cut(reference))
+        parts["chosen" if task.rejected else "reference"] = page.said(cut(reference.strip()))
         if task.rejected:
             parts["rejected"] = page.said(cut(last_answer(task.data.rows[task.places[item]]["rejected"])))
         for rival, other in zip(result.rivals, others, strict=True):
