@@ -126,29 +126,3 @@ def test_points_of_a_curve_stand_where_their_numbers_say():
     assert x0 < x1 < x2 and y0 < y1 < y2  # falling: y grows downwards
     assert x1 == pytest.approx((x0 + x2) / 2) and y1 == pytest.approx((y0 + y2) / 2)
     assert page.line_chart({"loss": []}, "step", "nats") == page.note("no points yet")
-
-
-def test_the_first_sentence_says_whether_to_ship():
-    """Gates first, then losses and forgetting; a gain only where nothing speaks against it."""
-    from types import SimpleNamespace
-
-    from ftkit.commands.eval_report import answer
-
-    def result(verdicts, forgot=None):
-        found = {str(n): SimpleNamespace(verdict=verdict) for n, verdict in enumerate(verdicts)}
-        forgetting = None if forgot is None else SimpleNamespace(is_too_much=forgot)
-        return SimpleNamespace(
-            comparisons=[found] if verdicts else [], rivals=[1] if verdicts else [], forgetting=forgetting
-        )
-
-    assert answer(result(["better"]), ["f1 is 0.1, under 0.7"]) == (
-        "worse",
-        "Do not ship: a gate failed (f1 is 0.1, under 0.7).",
-    )
-    kind, words = answer(result(["better", "worse"], forgot=False), [])
-    assert kind == "worse" and words == "Look before you ship: 1 scores clearly better, 1 clearly worse, 0 unclear."
-    kind, words = answer(result(["better"], forgot=True), [])
-    assert kind == "worse" and words.endswith("and it has forgotten more general text than the limit.")
-    assert answer(result(["better", "unclear"], forgot=False), [])[0] == "better"
-    assert answer(result(["unclear"]), [])[1].startswith("No clear gain")
-    assert answer(result([]), [])[1].startswith("Nothing to compare with: add --baseline")
