@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--starts", type=int, nargs="*", default=[40, 600], help="tokens that all prompts begin with")
     asked = parser.parse_args()
     set_verbosity_error()
     torch.manual_seed(0)
@@ -145,7 +146,7 @@ def main() -> None:
         },
         asked.rounds,
     )
-    for preamble in (40, 600):
+    for preamble in asked.starts:
         prompts = make_prompts(random.Random(preamble), preamble, asked.prompts)
         compare(
             f"{asked.prompts} prompts behind a start of {preamble} tokens, {new} new tokens",
