@@ -1,7 +1,8 @@
 """eval's generation and likelihoods against plain loops: python bench/eval.py [--rounds 3] [--prompts 64] [--new 32]
 
 A Llama of 58 M random weights (bfloat16). 64 prompts of alpaca's lengths behind a preamble of 40 tokens, or behind a
-system prompt of 600; `--new` tokens each, greedy. The ways take turns; medians of seconds and the ratio to
+system prompt of 600; `--new` tokens each, greedy. The ways take turns; medians of processor seconds
+(run it with OMP_NUM_THREADS=1: on a shared machine the wall clock measures the neighbours) and the ratio to
 `model.generate` one prompt at a time are printed, and how many answers are those of that loop (in bfloat16 batches may
 round a near tie the other way). Also the likelihood of 77 labels behind each of two prompts, one by one and packed.
 Only the ratios of one run count: machines and moments differ.
@@ -99,9 +100,9 @@ def compare(title: str, ways: dict[str, Callable[[], Any]], rounds: int) -> None
     results: dict[str, Any] = {}
     for _ in range(rounds):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             results[name] = way()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.process_time() - started)
     print(title, flush=True)
     first = next(iter(ways))
     for name in ways:
