@@ -326,6 +326,9 @@ class TrainSettings(ModelSettings):
         rhythm = rhythm_of(self.save_every, steps=100)
         is_known = self.save_every == "auto" or rhythm is not None
         require(is_known, "--save-every", self.save_every, "steps, a share such as 10%, or a time such as 30m")
+        if self.early_stop and self.valid == "0":
+            raise UserError("--early-stop compares held-out losses, --valid 0 holds no row out", ExitCode.USAGE,
+                            hint="--valid 0.05")  # fmt: skip
         if self.early_stop and rhythm is not None and rhythm.steps is None:
             raise UserError(
                 "--early-stop compares checkpoints of fixed steps, --save-every gives a time",

@@ -60,6 +60,7 @@ class RunFolder:
 
     def write_info(self, info: dict[str, Any]) -> None:
         """run.json, replaced as a whole."""
+        self.path.stat()  # fails where somebody took the run away: it must not begin anew from here
         with atomic_file(self.path / "run.json") as file:
             file.write(json.dumps({"schema": SCHEMA, **info}, indent=1, ensure_ascii=False) + "\n")
 
@@ -77,7 +78,9 @@ class RunFolder:
             info = None
         if not isinstance(info, dict):
             raise UserError(
-                f"{self.path / 'run.json'}: damaged", ExitCode.MODEL, hint="remove the run and train it again"
+                f"{self.path / 'run.json'}: damaged",
+                ExitCode.MODEL,
+                hint="copy it back, or give another --run; its checkpoints are adapters that chat and eval open",
             )
         return info
 
