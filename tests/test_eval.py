@@ -300,6 +300,31 @@ def test_the_page_answers_the_questions_in_one_file(report, workplace):
     assert "--max-new 12" in html and "--report" not in html
 
 
+def test_the_first_sentence_says_whether_to_ship():
+    """Gates first, then what is worse or forgotten; a gain only where nothing speaks against it."""
+    from ftkit.commands.eval_report import answer
+    from ftkit.core.bootstrap import Interval
+    from ftkit.core.comparison import Comparison
+    from ftkit.core.forgetting import Forgetting
+
+    def compared(*verdicts):
+        return [{str(n): Comparison(Interval(0, 0, 0), 0, 0, 0, verdict) for n, verdict in enumerate(verdicts)}]
+
+    kept, forgot = (
+        Forgetting("general", 1, 1, 1.0, 1.0 + rise, Interval(rise, rise, rise), None) for rise in (0.0, 0.3)
+    )
+    assert answer(compared("better"), kept, ["f1 is 0.1, under 0.7"]) == (
+        "worse", "Do not ship: a gate failed (f1 is 0.1, under 0.7)."
+    )  # fmt: skip
+    kind, words = answer(compared("better", "worse"), kept, [])
+    assert kind == "worse" and words == "Look before you ship: 1 score clearly better, 1 clearly worse, 0 unclear."
+    kind, words = answer(compared("better", "better"), forgot, [])
+    assert kind == "worse" and words.endswith("and it has forgotten more general text than the limit.")
+    assert answer(compared("better", "unclear"), kept, [])[0] == "better"
+    assert answer(compared("unclear"), None, [])[1].startswith("No clear gain")
+    assert answer([], None, [])[1].startswith("Nothing to compare with: add --baseline")
+
+
 def test_the_page_is_readable_in_a_browser(report):
     """In Chromium: no message on the console, nothing wider than the window, text that stands out, light and dark."""
     playwright = pytest.importorskip("playwright.sync_api")
@@ -385,12 +410,16 @@ def test_runs_are_compared_in_one_line_each(here, tiny_model, tmp_path, run_here
         (["--compare-runs", "train.jsonl"], ExitCode.MODEL, ["no complete run among these"]),
         (["--compare-runs", "runs", "--baseline"], ExitCode.USAGE, ["--compare-runs and --baseline contradict"]),
         (["--compare-runs", "runs"], ExitCode.MODEL, ["runs: no run.json"]),
+        (["--run", "half"], ExitCode.MODEL, ["half: the run is not complete (status: running)"]),
+        (["--against", "half"], ExitCode.MODEL, ["half: the run is not complete"]),
         (["train.jsonl", "t.csv"], ExitCode.USAGE, ["one file of rows at a time, not 2"]),
         (["--report", "t.csv"], ExitCode.EXISTS, ["t.csv exists"]),
         (["train.jsonl", "--report", "train.jsonl", "--force"], ExitCode.USAGE, ["--report is the input file"]),
     ],
 )
 def test_runs_and_pages_that_cannot_be(here, arguments, code, words, run_here):
+    (here / "half").mkdir(exist_ok=True)
+    (here / "half" / "run.json").write_text('{"status": "running"}')
     result = run_here("eval", *arguments, cwd=here)
     assert result.exit_code == code and result.stdout == "", result
     assert all(word in result.stderr for word in words), result.stderr

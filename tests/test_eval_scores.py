@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import assert_refused
+from conftest import CHECKOUT, assert_refused
 from eval_place import lines_of
 
 from ftkit.errors import ExitCode
@@ -100,6 +100,17 @@ def test_pairs_of_turns_count_only_what_follows_their_common_prompt(score):
     alone = {"messages": [*asked, *pair["chosen"]]}
     _, [whole] = score([alone], "--template", "chatml", "--metrics", "loss")
     assert 0 < row["scores"]["tokens"] < whole["scores"]["tokens"]  # `Hello` is no part of the answer
+
+
+def test_templates_of_pairs_and_classes_shape_rows_and_are_nobodys_prompt(score):
+    from ftkit.io.template_files import load_template
+
+    plain, _ = score(PAIRS)
+    shaped = [{**pair, "template": load_template("preference").fingerprint} for pair in PAIRS]
+    assert score(shaped)[0]["scores"] == plain["scores"]
+    assert score(shaped, "--template", "chatml")[0]["scores"] == plain["scores"]  # which renders turns, not texts
+    classes = [{**row, "template": load_template("classify").fingerprint} for row in CLASSES]
+    assert score(classes)[0]["scores"] == score(CLASSES)[0]["scores"]
 
 
 def test_classes_are_predicted_by_likelihood_and_from_the_text(score, plain_nats):
@@ -276,3 +287,38 @@ def test_a_cache_that_is_another_file_is_refused(score, tmp_path):
     refused = score(ANSWERS, "--cache", "notes.txt", exit_code=ExitCode.DATA)
     assert_refused(refused, ExitCode.DATA, "notes.txt:1: not a line of ftkit's cache")
     assert (tmp_path / "notes.txt").read_text() == "keep me\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"text": "Below is an instruction."}], ["Nothing to compare with: add --baseline", "rows: 1", "loss"]),
+        (PAIRS, ["chosen likelier", "<h3>rejected</h3>", "<h3>chosen</h3>"]),
+        (CLASSES, ["The likeliest label", "The label that was written", "macro-F1"]),
+        (JSON_ROWS, ["valid JSON", "field city"]),
+    ],
+)
+def test_every_kind_of_row_has_its_page(score, tmp_path, rows, says):
+    score(rows, "--report", "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html.count("<article>") == len(rows) and all(words in html for words in says)
+    assert "ftkit eval rows.jsonl --model" in html
+
+
+def test_the_schema_of_real_slots_takes_every_reference_and_refuses_what_is_none(shared):
+    """SNIPS, as docs/eval.md scores it."""
+    import sys
+
+    from ftkit.commands.eval_metrics import fault_of, load_schema
+
+    sys.path.insert(0, str(CHECKOUT / "docs" / "examples"))
+    try:
+        from slots import slots
+    finally:
+        sys.path.pop(0)
+    schema = load_schema(str(CHECKOUT / "tests" / "schemas" / "weather_slots.json"))
+    path = shared / "data" / "extract" / "snips_validate_GetWeather.json"
+    records = json.loads(path.read_text(encoding="utf-8"))["GetWeather"]
+    references = [row["completion"] for record in records for row in slots(record)]
+    assert len(references) == 100 and [fault_of(schema, text) for text in references] == [None] * 100
+    assert fault_of(schema, '{"city": "Oslo"}') and fault_of(schema, '{"town": ["Oslo"]}') and fault_of(schema, "Oslo")

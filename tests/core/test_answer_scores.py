@@ -48,7 +48,7 @@ def test_rouge_is_that_of_the_library_and_of_a_hand_count():
 
 
 def test_rouge_is_for_latin_letters():
-    assert rouge_can_read(["這是", "a"]) and not rouge_can_read(["這是", "да"])
+    assert rouge_can_read(["這是", "a"]) and not rouge_can_read(["這是", "да", "Tom 是"])
 
 
 def test_exact_match_passes_over_space_at_the_ends_only():

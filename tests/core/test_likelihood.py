@@ -131,3 +131,20 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing(monkeyp
     monkeypatch.setattr("ftkit.core.likelihood.token_nats", scarce)
     for one, other in zip(whole, row_likelihoods(model, examples, CONTEXT), strict=True):
         assert one.tokens == other.tokens and one.nats == pytest.approx(other.nats, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["stories260k", "tinystories-chat-3m"])
+def test_perplexity_of_real_models_on_real_text_is_that_of_a_plain_loop(name, shared):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ftkit.core.packing_check import packing_fault
+
+    folder = shared / "models" / name
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    texts = (shared / "data" / "chat" / "tinychat_val.txt").read_text(encoding="utf-8").split("\n\n")[:12]
+    examples = [Example(ids[:250], [True] * len(ids[:250])) for ids in (tokenizer(text).input_ids for text in texts)]
+    packed = packing_fault(model, examples, "cpu") is None
+    assert packed == (name == "stories260k")  # GPT-Neo brings its own attention
+    for example, found in zip(examples, row_likelihoods(model, examples, 256, packed=packed), strict=True):
+        nats, tokens = plain_nats(model, example)
+        assert (found.tokens, found.nats) == (tokens, pytest.approx(nats, rel=1e-5))

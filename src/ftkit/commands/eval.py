@@ -29,9 +29,9 @@ def run(settings: EvalSettings) -> None:
         return
     trained = find_subject(settings)
     result = score_rows(settings, trained)
-    faults = failed_gates(settings, result)
     write_predictions(settings, result)
     show_scores(result)
+    faults = failed_gates(settings, result)
     show_findings(result, faults)
     if settings.report:
         write_report(settings, trained, result, faults)

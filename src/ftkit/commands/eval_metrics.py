@@ -103,7 +103,7 @@ def settle_groups(settings: EvalSettings, data: RowFile, references: Sequence[st
     if settings.schema:
         groups |= {"json"}
     unreadable = {
-        "rouge": (not rouge_can_read(references), "it reads Latin letters only, the references have none", "chrf"),
+        "rouge": (not rouge_can_read(references), "it reads Latin letters only, which most references lack", "chrf"),
         "bleu": (
             settings.lang is None and writes_without_spaces(list(references)),
             "the references have no spaces between words, and no --lang says how to cut them",

@@ -225,7 +225,8 @@ def count_of(rows: int) -> str:
 
 def number(metric: str, value: float, *, sign: bool = False) -> str:
     """A score with as many digits as say something."""
-    return f"{value:{'+' if sign else ''},.{DIGITS.get(metric, 3)}f}"
+    digits = 0 if abs(value) >= 1000 else DIGITS.get(metric, 3)
+    return f"{value:{'+' if sign else ''},.{digits}f}"
 
 
 def gate_scores(result: Result) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The page of an evaluation: is it better, how sure is that, what did it forget, which rows went wrong."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ftkit.commands.eval_output import (
 from ftkit.commands.eval_scores import Result, Scored
 from ftkit.core import page
 from ftkit.core.comparison import Comparison
+from ftkit.core.forgetting import Forgetting
 from ftkit.core.labels import NO_LABEL
 from ftkit.core.page import Html
 from ftkit.core.scoring import RowScore, is_lower_better, label_of, total
@@ -49,13 +50,14 @@ def report_page(settings: EvalSettings, trained: Trained, result: Result, faults
     subtitle = f"{count_of(len(result.subject.rows))} of {task.data.source}"
     if task.left_out:
         subtitle += f", {task.left_out} more left out: longer than the model's context"
+    sentences = [answer(result.comparisons, result.forgetting, faults), *findings(result, faults)]
     return page.page(
         f"Evaluation of {trained.name}",
         subtitle,
-        page.section("In short", page.findings([answer(result, faults), *findings(result, faults)])),
+        page.section("In short", page.findings(sentences)),
         *(score_section(result, rival, found) for rival, found in zip(result.rivals, result.comparisons, strict=True)),
         *([] if result.rivals else [page.section("Scores", plain_scores(result))]),
-        *([page.section("What it forgot", *forgetting(result))] if result.forgetting else []),
+        *([page.section("What it forgot", *forgetting_table(result))] if result.forgetting else []),
         *([page.section("Classes", *confusions(result.subject))] if task.classes else []),
         page.section("Lengths", lengths(result)),
         page.section("Rows, the worst first", *rows_shown(result)),
@@ -63,23 +65,22 @@ def report_page(settings: EvalSettings, trained: Trained, result: Result, faults
     )
 
 
-def answer(result: Result, faults: list[str]) -> tuple[str, str]:
-    """May I ship it? The first sentence of the page."""
-    counts = {verdict: 0 for verdict in ("better", "worse", "unclear")}
-    for comparisons in result.comparisons:
-        for found in comparisons.values():
-            counts[found.verdict] += 1
-    scores = f"{counts['better']} scores clearly better, {counts['worse']} clearly worse, {counts['unclear']} unclear"
+def answer(
+    comparisons: Sequence[Mapping[str, Comparison]], forgetting: Forgetting | None, faults: Sequence[str]
+) -> tuple[str, str]:
+    """May I ship it? The first sentence of the page: gates first, then what is worse or forgotten, then gains."""
+    verdicts = [found.verdict for compared in comparisons for found in compared.values()]
+    better, worse, unclear = (verdicts.count(verdict) for verdict in ("better", "worse", "unclear"))
+    scores = f"{better} score{'' if better == 1 else 's'} clearly better, {worse} clearly worse, {unclear} unclear"
     if faults:
         return "worse", f"Do not ship: a gate failed ({'; '.join(faults)})."
-    if counts["worse"] or (result.forgetting and result.forgetting.is_too_much):
-        return (
-            "worse",
-            f"Look before you ship: {scores if counts['worse'] else 'it has forgotten more than the limit'}.",
-        )
-    if counts["better"]:
+    forgot = forgetting is not None and forgetting.is_too_much
+    if worse or forgot:
+        lost = ", and it has forgotten more general text than the limit" if forgot else ""
+        return "worse", f"Look before you ship: {scores}{lost}."
+    if better:
         return "better", f"Nothing here speaks against shipping: {scores}."
-    if result.rivals:
+    if verdicts:
         return "unclear", f"No clear gain: {scores}. More rows would tell more."
     return "unclear", "Nothing to compare with: add --baseline to see what training changed."
 
@@ -130,7 +131,7 @@ def plain_scores(result: Result) -> Html:
     return page.table(["", "score", "95 % interval"], rows)
 
 
-def forgetting(result: Result) -> list[Html]:
+def forgetting_table(result: Result) -> list[Html]:
     """The loss on general text before and after."""
     found = result.forgetting
     assert found is not None
@@ -181,7 +182,7 @@ def lengths(result: Result) -> Html:
         for scored in (subject, *result.rivals):
             name = "tuned" if scored is subject and result.rivals else "answer" if scored is subject else scored.name
             series[name] = [length for row in scored.rows for length in row.lengths]
-    return page.histogram(series, "tokens")
+    return page.histogram(series, "tokens, without the stop token")
 
 
 def tokens_of(rows: list[RowScore]) -> list[float]:
@@ -216,7 +217,7 @@ def row_shown(result: Result, item: int, metric: str, others: list[RowScore | No
     parts: dict[str, Html] = {}
     if task.references:
         reference = task.references[item]
-        parts["chosen" if task.rejected else "reference"] = page.said(cut(reference))
+        parts["chosen" if task.rejected else "reference"] = page.said(cut(reference.strip()))
         if task.rejected:
             parts["rejected"] = page.said(cut(last_answer(task.data.rows[task.places[item]]["rejected"])))
         for rival, other in zip(result.rivals, others, strict=True):

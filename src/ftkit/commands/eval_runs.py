@@ -200,11 +200,14 @@ def runs_page(settings: EvalSettings, found: Sequence[RunScore]) -> str:
         intervals = [run.intervals[metric] for run in having]
         ends = [(interval.low, interval.high) for interval in intervals]
         charts.append(page.bars(names, [interval.value for interval in intervals], ends, label_of(metric)))
-    rows = ", ".join(dict.fromkeys(f"{len(run.scored.rows):,} of {run.scored.task.data.source}" for run in found))
+    files = [run.scored.task.data for run in found]
+    rows = ", ".join(dict.fromkeys(f"{len(file.rows):,} rows of {file.source}" for file in files))
+    if all(file.rows == files[0].rows for file in files):
+        rows = f"{len(files[0].rows):,} rows, the same for all: {files[0].source}"
     given = [run.name for run in found] + list(settings.data)
     return page.page(
         f"{len(found)} runs",
-        f"Rows: {rows}",
+        rows,
         page.section("Settings and scores", page.table(columns, lines)),
         page.section("With 95 % intervals", *charts),
         page.section("How to repeat it", page.tag("pre", shlex.join(["ftkit", "eval", "--compare-runs", *given]))),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ftkit import console
+from ftkit import __version__, console
 from ftkit.commands.eval_forgetting import GeneralText, forgetting_of_adapter, forgetting_of_two
 from ftkit.commands.eval_gates import check_gates, read_gates
 from ftkit.commands.eval_metrics import Plan, expected_metrics
@@ -178,7 +178,7 @@ def score(work: Work, model: Any, task: Task, identity: Sequence[Any], name: str
     """Every row of the task: its likelihood, its label, its answers, their scores."""
     packed = packing_fault(model, task.examples, work.device) is None
     rows = score_likelihoods(model, task, packed=packed)
-    facts = [*identity, str(model.dtype), work.device]
+    facts = [__version__, *identity, str(model.dtype), work.device]
     if task.classes:
         rows = score_labels(work, model, task, rows, facts, doing, packed=packed)
     if not task.generates:
@@ -209,7 +209,9 @@ def score_labels(
             progress.advance(len(found))
     truths = [reference.strip() for reference in task.references]
     labels = [str(work.cache.get(key)) for key in keys]
-    return [with_label(row, *pair, task.classes) for row, pair in zip(rows, zip(labels, truths, strict=True), strict=True)]
+    return [
+        with_label(row, *pair, task.classes) for row, pair in zip(rows, zip(labels, truths, strict=True), strict=True)
+    ]
 
 
 def answers_of(

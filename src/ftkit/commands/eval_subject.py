@@ -93,8 +93,10 @@ def settle_template(settings: EvalSettings, data: RowFile, trained: Trained) -> 
     rows_have = data.template
     if data.kind == "classification":
         return None
-    if data.kind == "preference" and rows_have and template_of_rows(rows_have, given).kind == "preference":
-        rows_have = given = None
+    if data.kind == "preference" and rows_have:
+        is_given = given is not None and given.fingerprint == rows_have
+        if template_of_rows(rows_have, given if is_given else None).kind == "preference":
+            rows_have, given = None, None if is_given else given
     if trained.card is None:
         return template_of_rows(rows_have, given) if rows_have else given
     learned = trained.card.template

@@ -112,8 +112,8 @@ def rouge_scorer() -> Any:
 
 
 def rouge_can_read(references: Sequence[str]) -> bool:
-    """True if the references have Latin letters: rouge-score makes words of those and of digits only."""
-    return any(LATIN.search(reference) for reference in references)
+    """True if at least half of the references have Latin letters: rouge-score makes words of those and of digits only."""
+    return 2 * sum(bool(LATIN.search(reference)) for reference in references) >= len(references)
 
 
 def parse_json(text: str) -> tuple[bool, Any]:

@@ -6,8 +6,9 @@ replacement, the same rows for both systems, and the score of each draw is compu
 Legend: S sums that a score is computed from (nats and tokens; counts of n-grams), N rows, K draws.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 DRAWN_AT_ONCE = 100
-"""Resamples held in memory at a time: DRAWN_AT_ONCE x rows counts of 8 bytes."""
+"""Resamples computed at a time: DRAWN_AT_ONCE x rows counts of 8 bytes."""
+MOST_KEPT = 20_000
+"""Rows up to which draws are kept for the next score: 80 MB; with more they are made anew each time."""
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.uint16]
 Statistic = Callable[[Floats], Floats]
 """Sums over rows (S, K) -> the score (K,) of each column."""
 
@@ -68,9 +72,18 @@ def value_of(parts: Floats, of: Statistic) -> float:
 def resampled(parts: Floats, seed: int, of: Statistic) -> Floats:
     """(RESAMPLES,) the score of each draw of as many rows as there are."""
     rows = parts.shape[1]
+    draws = kept_draws(rows, seed) if rows <= MOST_KEPT else new_draws(rows, seed)
+    return np.concatenate([of(parts @ times_drawn.T) for times_drawn in draws])
+
+
+@lru_cache(maxsize=2)
+def kept_draws(rows: int, seed: int) -> list[Counts]:
+    """The draws of a seed, made once for all scores of all models: most of the bootstrap's time."""
+    return list(new_draws(rows, seed))
+
+
+def new_draws(rows: int, seed: int) -> Iterator[Counts]:
+    """How often each row is drawn: RESAMPLES lines in blocks (K, N)."""
     generator = np.random.default_rng(seed)
-    draws = []
     for _ in range(0, RESAMPLES, DRAWN_AT_ONCE):
-        times_drawn = generator.multinomial(rows, np.full(rows, 1 / rows), size=DRAWN_AT_ONCE)  # (K, N)
-        draws.append(of(parts @ times_drawn.T))
-    return np.concatenate(draws)
+        yield generator.multinomial(rows, np.full(rows, 1 / rows), size=DRAWN_AT_ONCE).astype(np.uint16)

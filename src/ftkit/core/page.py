@@ -202,7 +202,7 @@ def histogram(series: Mapping[str, Sequence[float]], label: str) -> Html:
 
 
 def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> Html:
-    """Curves over a common x; several are told apart by colour and named below the chart."""
+    """Curves over a common x; several are told apart by colour and named above the chart."""
     points = [point for one in series.values() for point in one]
     if not points:
         return note("no points yet")
@@ -251,11 +251,11 @@ def legend(names: Sequence[str]) -> Html:
 def figure(
     marks: Iterable[str], width: float, height: float, caption: str, more: Html = Html(""), **attributes: str
 ) -> Html:
-    """A drawing that is as wide as its place, with its caption."""
+    """A drawing that is as wide as its place, below its caption."""
     drawing = Html(
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(caption)}">{"".join(marks)}</svg>'
     )
-    return tag("figure", drawing, tag("figcaption", caption, more), **attributes)
+    return tag("figure", tag("figcaption", caption, more), drawing, **attributes)
 
 
 def scale(low: float, high: float) -> tuple[float, float, list[float]]:
@@ -297,8 +297,8 @@ def difference(answer: str, reference: str) -> Html:
     Texts with little in common are not marked.
     """
     ours, theirs = WORDS.findall(answer), WORDS.findall(reference)
-    words = ([word for word in side if not word.isspace()] for side in (theirs, ours))
-    if SequenceMatcher(None, *words, autojunk=False).ratio() < LITTLE_IN_COMMON:
+    words, others = ([word for word in side if not word.isspace()] for side in (ours, theirs))
+    if SequenceMatcher(None, others, words, autojunk=False).ratio() < LITTLE_IN_COMMON:
         return Html(escape(answer))
     matcher = SequenceMatcher(None, theirs, ours, autojunk=False)
     pieces: list[str] = []

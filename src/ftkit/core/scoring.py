@@ -89,11 +89,11 @@ def metrics_of(rows: Sequence[RowScore]) -> list[str]:
     return [*LIKELIHOODS, *sorted(found, key=place_of)]
 
 
-def place_of(metric: str) -> tuple[int, str]:
-    """For sorting: known metrics in their order, then those of scorers, then fields by name, `stopped` last."""
+def place_of(metric: str) -> int:
+    """For sorting: known metrics in their order, then those of scorers, then fields as the rows have them, `stopped`."""
     if metric in NAMES:
-        return list(NAMES).index(metric), ""
-    return (1002, "") if metric == "stopped" else (1001, metric) if metric.startswith(FIELD) else (1000, "")
+        return list(NAMES).index(metric)
+    return 1002 if metric == "stopped" else 1001 if metric.startswith(FIELD) else 1000
 
 
 def is_lower_better(metric: str) -> bool:

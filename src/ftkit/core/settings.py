@@ -339,7 +339,7 @@ class TrainSettings(ModelSettings):
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Score a run on rows it has not seen: loss, perplexity and what it generates."""
+    """Say whether a run is better than its base, how sure that is, and what it forgot, on rows it has not seen."""
 
     data: Annotated[
         list[str],
