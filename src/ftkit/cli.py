@@ -93,7 +93,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
         "ftkit estimate-memory --qlora --r 8 --targets all-linear --gpu t4",
     ),
     "train": (kinds.TrainSettings, run_train, "ftkit train train.jsonl --qlora --r 8 --targets all-linear"),
-    "eval": (kinds.EvalSettings, run_eval, "ftkit eval --baseline"),
+    "eval": (kinds.EvalSettings, run_eval, "ftkit eval --baseline --forgetting default --report report.html"),
     "merge": (kinds.MergeSettings, run_merge, "ftkit merge"),
     "chat": (kinds.ChatSettings, run_chat, "ftkit chat"),
 }
