@@ -13,6 +13,7 @@ from ftkit.commands.train_choice import choose_folder, find_done, refuse_other_r
 from ftkit.commands.train_loop import Course, train
 from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weights_bytes
 from ftkit.commands.train_record import first_facts, recorded
+from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
 from ftkit.core.adapters import count_parameters, make_trainable
 from ftkit.core.encoding import Example
@@ -60,6 +61,7 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
             course = train(prepared, model, folder, card, stop, start, trackers)
             tell_course(prepared, course, info)
             save(prepared, model, folder, card, course, info)
+            write_report(folder, info)
     report(folder, info, settings.json)
 
 

@@ -30,6 +30,7 @@ from ftkit.io.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
+from ftkit.io.devices import peak_memory
 from ftkit.io.run_folder import RunFolder
 from ftkit.io.trackers import Trackers
 from ftkit.stopping import TIME_LIMIT, Stopped, StopRequest
@@ -289,7 +290,7 @@ def told_of_checkpoint(session: Session, error: Exception) -> Exception:
 def record_step(session: Session, result: StepResult) -> None:
     """A line of metrics.jsonl, and what the run has behind it now."""
     line = {**asdict(result), "tokens_per_second": round(result.tokens / result.seconds, 1)}
-    log(session, line)
+    log(session, {**line, "peak_memory_bytes": peak_memory(session.prepared.device)})
     course = session.course
     recent = course.losses[-SPIKE_WINDOW:]
     if len(recent) == SPIKE_WINDOW and result.loss > SPIKE * median(recent):

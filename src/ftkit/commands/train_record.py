@@ -2,7 +2,6 @@
 
 import json
 import platform
-import resource
 import shlex
 import sys
 import time
@@ -12,14 +11,12 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
 from ftkit import __version__, console
 from ftkit.commands.train_plan import NOT_IDENTITY, Prepared, base_facts
 from ftkit.core.configuration import toml_value
 from ftkit.core.settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.devices import dtype_name
+from ftkit.io.devices import dtype_name, peak_memory
 from ftkit.io.run_folder import COMPLETE, RunFolder, mark_latest
 from ftkit.io.trackers import Trackers, open_trackers
 from ftkit.stopping import Stopped
@@ -85,7 +82,7 @@ def recorded(folder: RunFolder, prepared: Prepared, resumed: int | None) -> Iter
     info |= {
         "status": COMPLETE,
         "seconds": round(time.perf_counter() - started, 2),
-        "measured_peak_bytes": measured_peak(prepared.device),
+        "measured_peak_bytes": peak_memory(prepared.device),
     }
     folder.write_info(info)
     remember(folder, prepared)
@@ -158,10 +155,3 @@ def config_text(settings: TrainSettings) -> str:
     """The resolved settings as config.toml, which `ftkit train --config` repeats."""
     known = {key: value for key, value in asdict(settings).items() if value is not None and key not in NOT_REPEATED}
     return "[train]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in known.items())
-
-
-def measured_peak(device: str) -> int:
-    """Peak memory in bytes: of the GPU's allocator, or of this process."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

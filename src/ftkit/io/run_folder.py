@@ -90,6 +90,12 @@ class RunFolder:
         with self.metrics.open("ab") as file:
             file.write(orjson.dumps(line) + b"\n")
 
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        if not self.metrics.is_file():
+            return []
+        return [orjson.loads(line) for line in self.metrics.read_bytes().splitlines()]
+
     def cut_log(self, size: int) -> None:
         """Leave the first `size` bytes of metrics.jsonl: what was logged later is done again."""
         if self.log_size() > size:
