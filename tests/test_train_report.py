@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from train_shell import jsonl, run_train, write_rows
 
-OPTIONS = ["--steps", 6, "--batch", 8, "--r", 4, "--lr", 0.01, "--early-stop", 5, "--save-every", 2]
+OPTIONS = ["--dtype", "fp32", "--steps", 6, "--batch", 8, "--r", 4, "--lr", 0.01, "--early-stop", 5, "--save-every", 2]
 
 
 class Reader(HTMLParser):
@@ -54,6 +54,25 @@ def test_each_curve_has_a_point_for_each_step(reported):
     steps, held_out = sum("loss" in line for line in lines), sum("valid_loss" in line for line in lines)
     assert Reader(page).points == [steps, held_out, steps, steps, steps, steps]
     assert all(line["peak_memory_bytes"] > 1e7 for line in lines if "loss" in line)
+
+
+def test_answers_to_held_out_prompts_are_shown_step_by_step(reported):
+    run, page, _ = reported
+    told = [line for line in jsonl(run / "metrics.jsonl") if "valid_loss" in line]
+    assert [line["step"] for line in told] == [0, 2, 4, 6] and all(len(line["samples"]) == 3 for line in told)
+    assert told[0]["samples"] != told[-1]["samples"]
+    texts = Reader(page).texts
+    assert all(answer in texts for line in told for answer in line["samples"] if answer)
+
+
+def test_the_last_sample_is_what_the_saved_adapter_answers(reported, tiny_model, run_here):
+    """So the attention of packs was out of the way."""
+    run, _, info = reported
+    assert info["best_step"] == 6
+    [*_, last] = (line for line in jsonl(run / "metrics.jsonl") if "valid_loss" in line)
+    row = jsonl(run / "valid.jsonl")[0]
+    asked = run_here("chat", run, "-p", row["prompt"], "--max-new", 64, "--json", cwd=run.parents[1])
+    assert json.loads(asked.stdout)["answer"] == last["samples"][0]
 
 
 def test_names_of_the_data_are_text_and_nothing_is_asked_for(reported):

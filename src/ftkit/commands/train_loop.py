@@ -1,19 +1,21 @@
 """The steps of a run: logged, validated, saved in checkpoints, stopped when asked, gone on with to the same bytes."""
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from statistics import median
 from typing import Any
 
+import torch
 from torch import nn
 
 from ftkit import console, faults
 from ftkit.commands.train_plan import Prepared
 from ftkit.core.batching import Batch
 from ftkit.core.durations import Rhythm, rhythm_of
+from ftkit.core.generation import generate_batch
 from ftkit.core.loss import mean_loss, summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
@@ -22,6 +24,7 @@ from ftkit.core.training import StepResult, Training, begin_training, train_step
 from ftkit.core.training_state import collect_state, restore_state
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.adapter_folder import write_adapter, write_model
+from ftkit.io.base_model import context_length
 from ftkit.io.card import Card
 from ftkit.io.checkpoint import (
     Checkpoint,
@@ -31,6 +34,7 @@ from ftkit.io.checkpoint import (
     write_checkpoint,
 )
 from ftkit.io.devices import peak_memory
+from ftkit.io.records import kind_of
 from ftkit.io.run_folder import RunFolder
 from ftkit.io.trackers import Trackers
 from ftkit.stopping import TIME_LIMIT, Stopped, StopRequest
@@ -39,6 +43,8 @@ AUTO_SECONDS = 600.0
 """Between checkpoints, where nothing else is asked for: what a sudden death may cost."""
 SAVING_SHARE = 0.02
 """With a rhythm of time, saving takes at most this share of it."""
+SAMPLES, SAMPLE_TOKENS = 3, 64
+"""Held-out prompts that are answered at each validation of --early-stop, and the longest answer."""
 SPIKE, SPIKE_WINDOW = 2.0, 50
 """A loss of more than SPIKE times the median of the last SPIKE_WINDOW steps is reported."""
 
@@ -85,6 +91,8 @@ class Session:
     course: Course
     rhythm: Rhythm
     trackers: Trackers
+    plain_attention: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Opens a block in which the model attends as without packs."""
     saved: list[int] = field(default_factory=list)
     """Steps with a checkpoint that is whole, oldest first."""
     saved_at: float = field(default_factory=time.monotonic)
@@ -124,7 +132,8 @@ def train(
         go_on(session, start)
     else:
         folder.cut_log(0)  # what was logged before the first checkpoint is done again
-    with packed_attention(model) if plan.pack else nullcontext():
+    with packed_attention(model) if plan.pack else nullcontext(nullcontext) as suspended:
+        session.plain_attention = suspended
         try:
             run_steps(session)
         except Stopped:
@@ -336,8 +345,41 @@ def validate(session: Session, step: int) -> None:
     if not isfinite(loss):
         hint = "look for NaN in the weights of the base, or make --lr smaller"
         raise UserError(f"step {step:,}: the held-out loss is {loss}", ExitCode.DIVERGED, hint=hint)
-    log(session, {"step": step, "valid_loss": loss, "valid_counted": counted})
+    samples = {"samples": sample(session)} if prepared.settings.early_stop else {}
+    log(session, {"step": step, "valid_loss": loss, "valid_counted": counted, **samples})
     course.validations.append((step, loss))
+
+
+@torch.no_grad()
+def sample(session: Session) -> list[str]:
+    """What the model answers now to the first held-out prompts, greedily; nothing where they are plain text.
+
+    One by one, so that no row is padded. A lack of memory costs the samples, not the run.
+    """
+    prepared, model = session.prepared, session.model
+    rows = [row for row in prepared.valid_rows if kind_of(row) != "text"][:SAMPLES]
+    was_training = model.training
+    model.eval()
+    try:
+        with session.plain_attention():
+            return [
+                generate_batch(
+                    model,
+                    prepared.encoder.tokenizer,
+                    [prepared.encoder.input_ids(row)],
+                    stop_ids=prepared.encoder.stop_ids,
+                    max_new=SAMPLE_TOKENS,
+                    context=context_length(prepared.config),
+                )[0].text
+                for row in rows
+            ]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        record_event(session, "out of memory: no answers are sampled here")
+        return []
+    finally:
+        model.train(was_training)
 
 
 def polled(batches: Iterable[Batch], stop: StopRequest) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ftkit.core.page import Html, line_chart, note, page, section, table
+from ftkit.core.page import Html, columns, line_chart, note, page, said, section, table
 from ftkit.io.run_folder import RunFolder
 
 Line = dict[str, Any]
@@ -25,6 +25,7 @@ def write_report(run: RunFolder, info: dict[str, Any]) -> None:
         section("Result", table([], result_rows(info), plain=True)),
         section("Loss", loss_chart(steps, held_out)),
         *(section(title, curve(steps, key, unit)) for title, (key, unit) in CURVES.items()),
+        *samples(held_out),
         *events(info),
         section("Rows", table([], facts(info["data"]), plain=True)),
         section("Settings", note(f"repeat it: ftkit train --config {run.path}/config.toml DATA")),
@@ -67,6 +68,19 @@ def curve(steps: Sequence[Line], key: str, unit: str) -> Html:
     """One number over the steps."""
     factor = 1e-9 if key.endswith("_bytes") else 1.0
     return line_chart({unit: [(line["step"], line[key] * factor) for line in steps if key in line]}, "step", unit)
+
+
+def samples(held_out: Sequence[Line]) -> list[Html]:
+    """The answers to the first held-out prompts, step by step; runs without --early-stop have none."""
+    told = [line for line in held_out if line.get("samples")]
+    if not told:
+        return []
+    count = len(told[0]["samples"])
+    rows = [
+        [f"step {line['step']:,}", columns({f"row {at + 1}": said(line["samples"][at]) for at in range(count)})]
+        for line in told
+    ]
+    return [section("Answers to held-out prompts", table([], rows, plain=True))]
 
 
 def events(info: dict[str, Any]) -> list[Html]:

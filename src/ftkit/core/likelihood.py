@@ -51,7 +51,7 @@ def row_likelihoods(
     return [Likelihood(*pair) for pair in zip(nats, tokens, strict=True)]
 
 
-def attention_for(model: Any, *, packed: bool) -> AbstractContextManager[None]:
+def attention_for(model: Any, *, packed: bool) -> AbstractContextManager[Any]:
     """Inside, the model's attention understands the batches."""
     return packed_attention(model) if packed else nullcontext()
 

@@ -1,7 +1,7 @@
 """Switch a model's attention to packs for as long as it trains, and back."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -14,21 +14,38 @@ NAME = "ftkit_tree"
 
 
 @contextmanager
-def packed_attention(model: nn.Module, attention: Callable[..., Any] = tree_attention) -> Iterator[None]:
+def packed_attention(
+    model: nn.Module, attention: Callable[..., Any] = tree_attention
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """While open, the model's layers attend by `attention`; backward passes that recompute activations belong inside.
 
     Padded batches keep working in it. Afterwards every config says what it said before, so what is saved or evaluated
     later is not touched. Architectures that bring their own attention ignore all this: see `packing_fault`.
+    Gives what opens a block in which they say it already, for passes with a cache.
     """
     AttentionInterface.register(NAME, attention)
     before = [(config, config._attn_implementation) for config in configs_of(model)]
-    for config, _ in before:
-        config._attn_implementation = NAME
+    ours = [(config, NAME) for config, _ in before]
+
+    @contextmanager
+    def suspended() -> Iterator[None]:
+        set_attention(before)
+        try:
+            yield
+        finally:
+            set_attention(ours)
+
+    set_attention(ours)
     try:
-        yield
+        yield suspended
     finally:
-        for config, name in before:
-            config._attn_implementation = name
+        set_attention(before)
+
+
+def set_attention(names: list[tuple[Any, str]]) -> None:
+    """Let each config name this attention."""
+    for config, name in names:
+        config._attn_implementation = name
 
 
 def attends_in_packs(model: Any) -> bool:
