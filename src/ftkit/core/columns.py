@@ -170,14 +170,21 @@ def no_column(name: str, columns: Sequence[str], where: str) -> UserError:
 
 
 def choose_columns(
-    wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], maps: Mapping[str, str], where: str
+    wanted: Wanted,
+    columns: Sequence[str],
+    sample: Sequence[Mapping[str, Any]],
+    maps: Mapping[str, str],
+    where: str,
+    *,
+    is_table: bool = True,
 ) -> Choice:
     """Fill the fields: first by `maps`, then by name, then by the usual names, last by looking at the sample.
 
-    `sample` are the first rows. A template that cannot be filled is a data error that names what is needed and there.
+    `sample` are the first rows; later ones may have more columns, unless it is a table: optional fields are looked for
+    in every row. A template that cannot be filled is a data error that names what is needed and there.
     """
     mapped = {name: parse_source(text, columns, where) for name, text in maps.items()}
-    named = {name: name for name in wanted.fields if name in columns}
+    named = {name: name for name in wanted.fields if name in columns or (name in wanted.optional and not is_table)}
     sources = {**named, **mapped}
     if all(name in sources for name in wanted.required):
         return Choice(sources)
@@ -393,7 +400,11 @@ def fill_fields(values: Mapping[str, Any], choice: Choice, wanted: Wanted, where
 
 def quick_fill(choice: Choice, wanted: Wanted) -> Callable[[Mapping[str, Any]], dict[str, str] | None]:
     """`fill_fields` for rows that nothing is wrong with: None, or a KeyError or TypeError, for any that needs a look."""
-    sources = {name: quick_source(choice.sources[name]) for name in wanted.fields if name in choice.sources}
+    sources = {
+        name: quick_source(choice.sources[name], is_optional=name in wanted.optional)
+        for name in wanted.fields
+        if name in choice.sources
+    }
     build = builder({**dict.fromkeys(wanted.optional, "''"), **sources})
     required, answers = wanted.required, wanted.answers
 
@@ -411,10 +422,10 @@ def quick_fill(choice: Choice, wanted: Wanted) -> Callable[[Mapping[str, Any]], 
     return fill
 
 
-def quick_source(source: str | Pattern) -> str:
+def quick_source(source: str | Pattern, *, is_optional: bool) -> str:
     """A field's text as an expression of a row; it raises a TypeError where a value is no text."""
     if isinstance(source, str):
-        return text_of(source)
+        return f"('' if fields.get({source!r}) is None else {text_of(source)})" if is_optional else text_of(source)
     pieces = [repr(text) + (f" + fields[{column!r}]" if column is not None else "") for text, column in source.pieces]
     return f"({' + '.join(pieces)})"
 

@@ -12,24 +12,21 @@ from ftkit.errors import ExitCode, UserError
 
 DIGEST_BYTES = 16
 """Two different rows of a thousand million get the same digest with a chance of about 1e-21."""
+CONTENT = ("prompt", "completion", "chosen", "rejected", "messages", "tools", "text", "label")
+"""The keys of what is trained, in the order in which rows have them."""
 
 
 def content_digest(row: Mapping[str, Any]) -> bytes:
     """16 bytes that stand for what a row teaches: its texts, messages and label; not its template's name.
 
-    BLAKE2b, RFC 7693. Two rows with the same digest are duplicates.
+    Two rows with the same digest are duplicates.
     """
-    if "completion" in row and "label" not in row:  # first, and short: most rows are of this kind
-        return blake2b(dumps([row["prompt"], row["completion"]]), digest_size=DIGEST_BYTES).digest()
-    if "messages" in row:
-        content: Any = [row["messages"], row["tools"]] if "tools" in row else row["messages"]
-    elif "completion" in row:
-        content = [row["prompt"], row["completion"], row["label"]]
-    elif "chosen" in row:
-        content = [row["prompt"], row["chosen"], row["rejected"]]
-    else:
-        content = [row["text"], row["label"]] if "label" in row else row["text"]
-    return digest_of(content)
+    return digest_of_json(dumps({key: row[key] for key in CONTENT if key in row}))
+
+
+def digest_of_json(content: bytes) -> bytes:
+    """The same of the row as a JSON object that has nothing but its content, keys in order. BLAKE2b, RFC 7693."""
+    return blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def question_digest(row: Mapping[str, Any]) -> bytes | None:
