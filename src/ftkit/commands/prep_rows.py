@@ -82,9 +82,9 @@ class Preparation:
             sample += found
             if len(sample) >= LOOKED_AT_ROWS or (self.settings.on_error == "stop" and isinstance(item, Fault)):
                 break
-            if len(sample) == len(found) > 0:  # the first
-                if self.marks or is_evident(sample[0].values, self.template, self.settings.map):
-                    break
+            is_first = len(sample) == len(found) > 0
+            if is_first and (self.marks or is_evident(sample[0].values, self.template, self.settings.map)):
+                break
             if isinstance(item, Fault) and not sample and len(items) == MOST_FAULTS_BEFORE_A_ROW:
                 raise UserError(
                     f"{item.error.message}; no row up to here can be read", item.error.exit_code, hint=item.error.hint

@@ -16,8 +16,8 @@ from ftkit.core.columns import (
     parse_maps,
     quick_fill,
 )
-from ftkit.core.sharegpt import parse_tools, refuse_calls, to_messages
 from ftkit.core.preferences import CONVERSATIONS, holds_preferences, preference_row, to_dialogue
+from ftkit.core.sharegpt import parse_tools, refuse_calls, to_messages
 from ftkit.core.transcripts import Marks, find_marks, split_turns
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.nested import dotted_names, with_nested

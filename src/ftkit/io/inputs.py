@@ -12,7 +12,7 @@ from typing import IO, Literal
 import orjson
 
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.compression import Rewound, unpack
+from ftkit.io.compression import Rewound, unpack, what_has_come
 from ftkit.io.documents import Unit, read_documents
 from ftkit.io.hub_data import read_hub
 from ftkit.io.json_array import array_elements
@@ -118,7 +118,7 @@ class Asked(io.RawIOBase):
         """What has come."""
         if sys.stdout is not None:
             sys.stdout.flush()
-        return sys.stdin.buffer.readinto1(buffer)  # type: ignore[union-attr,no-any-return]
+        return what_has_come(sys.stdin.buffer, buffer)
 
 
 def open_readable(stream: IO[bytes], name: str, options: ReadOptions) -> OpenInput:
@@ -263,10 +263,11 @@ class JsonLines:
     def records(self) -> Iterator[Record | Fault]:
         """One after the other; no lines at all is a data error."""
         found = False
-        for self.line, line in enumerate(self.text.utf8_lines(), 1):
+        for number, line in enumerate(self.text.utf8_lines(), 1):
+            self.line = number
             if line.strip():
                 found = True
-                yield record_of(line, self.line, self.text.name)
+                yield record_of(line, number, self.text.name)
         if not found:
             raise UserError(f"{self.text.name}: 0 rows", ExitCode.DATA, hint="the input holds blank lines only")
 
