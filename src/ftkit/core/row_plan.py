@@ -14,7 +14,8 @@ from ftkit.core.columns import (
     fill_fields,
     other_shape,
     parse_maps,
-    quick_fill,
+    quick_condition,
+    quick_sources,
 )
 from ftkit.core.preferences import CONVERSATIONS, holds_preferences, preference_row, to_dialogue
 from ftkit.core.sharegpt import parse_tools, refuse_calls, to_messages
@@ -353,19 +354,15 @@ def quick_make(
     expressions = {key: template.quick(part) for key, part in parts}
     if any(expression is None for expression in expressions.values()):
         return None
-    fill, build = quick_fill(choice, wanted), builder(expressions)  # type: ignore[arg-type]
+    build = builder(quick_sources(choice, wanted), quick_condition(wanted), expressions)  # type: ignore[arg-type]
     answer = parts[-1][0]
 
     def make(values: Mapping[str, Any]) -> Row | None:
         try:
-            fields = fill(values)
-            if fields is None:
-                return None
-            row = build(fields)
+            row = build(values)
         except (KeyError, TypeError):
             return None
-        text = row[answer]
-        return row if text and not text.isspace() else None
+        return row if row and row[answer] and not row[answer].isspace() else None
 
     return make
 
