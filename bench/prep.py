@@ -1,5 +1,8 @@
 """prep against the usual ways, the same rows out: python bench/prep.py [--rows 100000] [--rounds 3]
 
+`--memory 100000,1000000,5000000` instead measures the peak memory of tables of these sizes, with de-duplication and
+without, and the bytes a row that it costs.
+
 A CSV of products becomes alpaca rows (prompt and completion by template, rows without a description left out, equal
 rows once). Every way runs in a process of its own, interleaved; medians, peak memory and ratios are printed. Only the
 ratios of one run count: machines and moments differ.
@@ -154,6 +157,7 @@ WAYS = {
     "datasets": with_datasets,
     "ftkit": with_ftkit,
     "ftkit --dedupe none": lambda source, out: with_ftkit(source, out, "--dedupe", "none"),
+    "ftkit --jobs 2": lambda source, out: with_ftkit(source, out, "--jobs", "2"),
 }
 
 
@@ -175,12 +179,28 @@ def measure(way: str, source: Path, out: Path) -> tuple[float, float]:
     return time.perf_counter() - started, float(done.stdout.split()[-1])
 
 
+def measure_memory(sizes: list[int], folder: Path) -> None:
+    """Print the peak memory for tables of these numbers of rows."""
+    source, out = folder / "products.csv", folder / "out.jsonl"
+    sys.stdout.write(f"{'rows':>10}{'table MB':>10}{'plain MB':>10}{'dedupe MB':>11}{'bytes a row':>13}\n")
+    for rows in sizes:
+        make_table(source, rows)
+        _, plain = measure("ftkit --dedupe none", source, out)
+        _, deduped = measure("ftkit", source, out)
+        kept, _ = fingerprint(out)
+        table = source.stat().st_size / 2**20
+        a_row = (deduped - plain) * 2**20 / kept
+        sys.stdout.write(f"{rows:>10,}{table:>10.0f}{plain:>10.0f}{deduped:>11.0f}{a_row:>13.1f}\n")
+        sys.stdout.flush()
+
+
 def main() -> None:
     """Run one way (as a child), or all of them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ways", default="pandas,datasets,ftkit,ftkit --dedupe none")
+    parser.add_argument("--ways", default="pandas,datasets,ftkit,ftkit --dedupe none,ftkit --jobs 2")
+    parser.add_argument("--memory", help="numbers of rows")
     parser.add_argument("--way")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--out", type=Path)
@@ -189,6 +209,10 @@ def main() -> None:
         WAYS[asked.way](str(asked.source), str(asked.out))
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         sys.stdout.write(f"\n{peak / 1024:.0f}\n")
+        return
+    if asked.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_memory([int(number) for number in asked.memory.split(",")], Path(folder))
         return
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "products.csv", Path(folder) / "out.jsonl"
