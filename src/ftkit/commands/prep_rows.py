@@ -10,7 +10,7 @@ import orjson
 from ftkit import console
 from ftkit.commands.prep_jobs import outcomes_of_processes
 from ftkit.core.augmentation import augmenter
-from ftkit.core.columns import LOOKED_AT_ROWS, NoAnswer
+from ftkit.core.columns import LOOKED_AT_ROWS, NoAnswer, refuse_data_as_header
 from ftkit.core.digest_set import DigestSet
 from ftkit.core.near_duplicates import NearDuplicates
 from ftkit.core.row_filters import parse_where, texts_of
@@ -100,6 +100,8 @@ class Preparation:
             raise needs_template("--map fills the fields of a template, and none is given")
         plan = make_plan(beginning, self.template, self.settings.map, self.marks)
         if plan is None:
+            if opened.format == "csv":
+                refuse_data_as_header(columns, opened.name)
             raise needs_template(
                 f"{opened.name}: no training rows yet (they have {', '.join(columns)}), and no --template is given"
             )

@@ -248,10 +248,11 @@ def refuse_data_as_header(columns: Sequence[str], where: str) -> None:
     """A data error where columns should be inferred and the header reads like a row: numbers, sentences, long text."""
     for name in columns:
         if len(name) > LONGEST_NAME_CHARS or re.fullmatch(r"[\d.,+-]+|.*[.!?。！？]", name, re.DOTALL):
+            names = ",".join("abcdefghijklmnop"[: len(columns)])
             raise UserError(
                 f"{where}: the first line reads like data, not like column names: {name[:LONGEST_NAME_CHARS]!r}",
                 ExitCode.DATA,
-                hint="put a line of column names above it, or choose columns with --map",
+                hint=f"if the table has no line of column names, name them: --columns {names}; otherwise --map",
             )
 
 
