@@ -338,7 +338,7 @@ def out_of_memory_at_every_pass(arena: Arena, short: bool) -> Tally:
     """F7: memory runs out in each pass in turn; with one row at once, and with several, which go on in smaller parts."""
     tally = Tally()
     single, pairs = ["--pack", "off", "--micro-batch", "1"], ["--pack", "off", "--micro-batch", "4"]
-    for number in every(29 if short else 3, 64):
+    for number in every(29 if short else 3, 60):
         place = arena.place()
         expect(tally, f"pass {number}", arena.run(place, single, f"pass:memory:{number}"), (MEMORY,))
         settle(arena, tally, place, single, f"out of memory in pass {number}, one row at once")
@@ -412,7 +412,7 @@ def changed_between(arena: Arena, short: bool) -> Tally:
     """F19: the run is gone on with under other settings, rows, base: refused, and nothing of it has changed."""
     tally = Tally()
     changes = [["--lr", "0.02"], ["--r", "8"], ["--seed", "7"], ["--batch", "4"], ["--targets", "q_proj"], ["--qlora"],
-               ["--full"], ["--max-length", "40"], ["--valid", "0"], ["--optimizer", "sgd"], ["--steps", "9"]]  # fmt: skip
+               ["--full"], ["--max-length", "64"], ["--valid", "0"], ["--optimizer", "sgd"], ["--steps", "9"]]  # fmt: skip
     for change in changes[:: 4 if short else 1]:
         place = arena.place()
         arena.run(place, [], "step:term:4")

@@ -30,6 +30,10 @@ IN_RANGE = {
     "weight_decay": [0.0, 0.1],
     "max_grad_norm": [1e-3, math.inf],
     "seed": [0, 2**63 - 1],
+    "keep": [1, 100],
+    "early_stop": [None, 1],
+    "save_every": ["auto", "1", "0.5%", "100%", "90s", "1h30m"],
+    "time_limit": [None, "55m", "3600"],
 }
 OUT_OF_RANGE = {
     "r": [0, -8],
@@ -46,6 +50,10 @@ OUT_OF_RANGE = {
     "weight_decay": [-0.1, math.inf, math.nan],
     "max_grad_norm": [0.0, -1.0, math.nan],
     "seed": [-1, 2**63],
+    "keep": [0, -1],
+    "early_stop": [0],
+    "save_every": ["0", "-1", "often", "101%", "1.5", ""],
+    "time_limit": ["0", "soon", "-5m", ""],
 }
 
 

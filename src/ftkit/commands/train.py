@@ -48,7 +48,7 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
     with locked(folder.path):
         start = newest_checkpoint(folder.path)
         check_space(prepared, folder)
-        with recorded(folder, prepared, start.step if start else None) as info:
+        with recorded(folder, prepared, start.step if start else None) as (info, trackers):
             stop.check()
             model = load(prepared, start)
             prepared = settle_packing(prepared, model)
@@ -56,7 +56,7 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
             show_plan(prepared, model)
             card = make_card(prepared, model)
             stop.check()
-            course = train(prepared, model, folder, card, stop, start)
+            course = train(prepared, model, folder, card, stop, start, trackers)
             tell_course(prepared, course, info)
             with stop.held():
                 save(prepared, model, folder, card, course, info)

@@ -30,6 +30,7 @@ from ftkit.io.checkpoint import (
     write_checkpoint,
 )
 from ftkit.io.run_folder import RunFolder
+from ftkit.io.trackers import Trackers
 from ftkit.stopping import Stopped, StopRequest
 
 AUTO_SECONDS = 600.0
@@ -81,6 +82,7 @@ class Session:
     training: Training
     course: Course
     rhythm: Rhythm
+    trackers: Trackers
     saved: list[int] = field(default_factory=list)
     """Steps with a checkpoint that is whole, oldest first."""
     saved_at: float = field(default_factory=time.monotonic)
@@ -103,13 +105,19 @@ class Session:
 
 
 def train(
-    prepared: Prepared, model: nn.Module, folder: RunFolder, card: Card, stop: StopRequest, start: Checkpoint | None
+    prepared: Prepared,
+    model: nn.Module,
+    folder: RunFolder,
+    card: Card,
+    stop: StopRequest,
+    start: Checkpoint | None,
+    trackers: Trackers,
 ) -> Course:
     """All steps from the checkpoint `start` (None: from the first), in packs where the plan says so."""
     plan = prepared.plan
     optimizer = make_optimizer(model, prepared.settings.optimizer, plan.lr, prepared.settings.weight_decay)
     training = begin_training(model, optimizer, plan)
-    session = Session(prepared, model, folder, card, stop, training, Course(), rhythm_of_run(prepared))
+    session = Session(prepared, model, folder, card, stop, training, Course(), rhythm_of_run(prepared), trackers)
     if start is not None:
         go_on(session, start)
     with packed_attention(model) if plan.pack else nullcontext(), stop.held():
@@ -246,7 +254,7 @@ def told_of_checkpoint(session: Session, error: UserError) -> UserError:
 def record_step(session: Session, result: StepResult) -> None:
     """A line of metrics.jsonl, and what the run has behind it now."""
     line = {**asdict(result), "tokens_per_second": round(result.tokens / result.seconds, 1)}
-    session.folder.log(line)
+    log(session, line)
     course = session.course
     recent = course.losses[-SPIKE_WINDOW:]
     if len(recent) == SPIKE_WINDOW and result.loss > SPIKE * median(recent):
@@ -256,6 +264,12 @@ def record_step(session: Session, result: StepResult) -> None:
     course.losses.append(result.loss)
     course.tokens += result.tokens
     course.seconds += result.seconds
+
+
+def log(session: Session, line: dict[str, Any]) -> None:
+    """One line of metrics.jsonl, and its numbers to the trackers."""
+    session.folder.log(line)
+    session.trackers.log(line["step"], line)
 
 
 def record_halving(session: Session) -> None:
@@ -281,7 +295,7 @@ def validate(session: Session, step: int) -> None:
         return mean_loss(session.model, polled(batches, session.stop), prepared.device)
 
     (loss, counted), _ = within_memory(session.training.plan, prepared.valid_examples, work)
-    session.folder.log({"step": step, "valid_loss": loss, "valid_counted": counted})
+    log(session, {"step": step, "valid_loss": loss, "valid_counted": counted})
     course.validations.append((step, loss))
 
 

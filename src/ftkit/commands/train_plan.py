@@ -40,11 +40,12 @@ from ftkit.io.base_model import (
 from ftkit.io.devices import dtype_name, pick_device, pick_dtype
 from ftkit.io.quantization import check_quantization
 from ftkit.io.run_lock import NAME as LOCK
+from ftkit.io.trackers import check_trackers
 
 DEFAULT_LR = {"lora": 2e-4, "qlora": 2e-4, "int8": 2e-4, "full": 2e-5}
 SCRATCH_LR = 1e-3
 NOT_IDENTITY = (
-    "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit",
+    "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker",
 )  # fmt: skip
 """Settings that do not change what a run makes; with --early-stop, when it saves does."""
 
@@ -86,6 +87,7 @@ def prepare(settings: TrainSettings) -> Prepared:
     check_optimizer(settings.optimizer, device)
     check_quantization(settings.method)
     refuse_no_run(settings.run)
+    check_trackers(settings.tracker)
     share_of(settings.valid)
     data = read_data(settings)
     settings = replace(settings, objective=settle_objective(settings, data))

@@ -21,6 +21,7 @@ from ftkit.core.settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import dtype_name
 from ftkit.io.run_folder import COMPLETE, RunFolder
+from ftkit.io.trackers import Trackers, open_trackers
 from ftkit.stopping import Stopped
 
 NOT_REPEATED = ("dry_run", "json", "run", "resume", "allow_change", "time_limit")
@@ -50,27 +51,33 @@ def settings_facts(settings: TrainSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded(folder: RunFolder, prepared: Prepared, resumed: int | None) -> Iterator[dict[str, Any]]:
+def recorded(folder: RunFolder, prepared: Prepared, resumed: int | None) -> Iterator[tuple[dict[str, Any], Trackers]]:
     """run.json from the start: status running, then complete, or what ended the run.
 
     resumed: the step that the run goes on from; what an earlier part of it wrote stays.
     """
     info = first_facts(prepared)
+    before = folder.read_info() if (folder.path / "run.json").is_file() else {}
+    info["trackers"] = before.get("trackers", {})
     if resumed is not None:
-        before = folder.read_info()
         info["resumed_from"] = [*before.get("resumed_from", []), resumed]
         changed = list(differences(before, prepared).values())
         info["changes"] = before.get("changes", []) + ([{"step": resumed, "what": changed}] if changed else [])
+    trackers = open_trackers(
+        prepared.settings.tracker, folder, parameters(info), known=info["trackers"], done_steps=resumed or 0
+    )
+    info["trackers"] = trackers.known
     folder.write_info(info)
     folder.write_text("config.toml", config_text(prepared.settings))
     folder.write_rows("valid.jsonl", prepared.valid_rows)
     started = time.perf_counter()
     try:
-        yield info
+        yield info, trackers
     except BaseException as error:
         info |= {"status": status_of(error), "error": str(error) or type(error).__name__}
         with suppress(OSError):  # a full disk must not hide what went wrong
             folder.write_info(info)
+        trackers.end(info["status"])
         raise
     info |= {
         "status": COMPLETE,
@@ -78,6 +85,12 @@ def recorded(folder: RunFolder, prepared: Prepared, resumed: int | None) -> Iter
         "measured_peak_bytes": measured_peak(prepared.device),
     }
     folder.write_info(info)
+    trackers.end(COMPLETE)
+
+
+def parameters(info: dict[str, Any]) -> dict[str, Any]:
+    """What trackers show beside the numbers: the resolved settings, and what they were applied to."""
+    return {**info["settings"], **{key: info[key] for key in ("data", "model", "plan", "device", "dtype", "versions")}}
 
 
 def status_of(error: BaseException) -> str:

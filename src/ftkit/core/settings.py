@@ -297,6 +297,9 @@ class TrainSettings(ModelSettings):
         str | None, Option("Save and end with status 75 before this time is over: 55m, 1h30m", metavar="TIME")
     ] = None
     run: Annotated[str | None, Option("Folder of this run; runs/<time>-<model>-<id> if absent", metavar="DIR")] = None
+    tracker: Annotated[
+        str | None, Option("Log to mlflow, tensorboard or wandb as well; several with commas", metavar="NAMES")
+    ] = None
     dry_run: Annotated[bool, Option("Make every check, load no weights, train nothing")] = False
     json: Annotated[bool, Option("Print one JSON object instead of the run's path")] = False
 
