@@ -12,6 +12,7 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import os
 import random
 import resource
@@ -171,12 +172,13 @@ def fingerprint(path: Path) -> tuple[int, str]:
     return rows, digest.hexdigest()[:12]
 
 
-def measure(way: str, source: Path, out: Path) -> tuple[float, float]:
-    """(seconds, peak MB) of one way in a process of its own, its start included."""
+def measure(way: str, source: Path, out: Path) -> tuple[float, float, float]:
+    """(seconds, CPU seconds, peak MB) of one way in a process of its own, its start included."""
     started = time.perf_counter()
     command = [sys.executable, __file__, "--way", way, "--source", str(source), "--out", str(out)]
     done = subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    return time.perf_counter() - started, float(done.stdout.split()[-1])
+    cpu, peak = map(float, done.stdout.split()[-2:])
+    return time.perf_counter() - started, cpu, peak
 
 
 def measure_memory(sizes: list[int], folder: Path) -> None:
@@ -185,8 +187,8 @@ def measure_memory(sizes: list[int], folder: Path) -> None:
     sys.stdout.write(f"{'rows':>10}{'table MB':>10}{'plain MB':>10}{'dedupe MB':>11}{'bytes a row':>13}\n")
     for rows in sizes:
         make_table(source, rows)
-        _, plain = measure("ftkit --dedupe none", source, out)
-        _, deduped = measure("ftkit", source, out)
+        *_, plain = measure("ftkit --dedupe none", source, out)
+        *_, deduped = measure("ftkit", source, out)
         kept, _ = fingerprint(out)
         table = source.stat().st_size / 2**20
         a_row = (deduped - plain) * 2**20 / kept
@@ -207,8 +209,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.way:
         WAYS[asked.way](str(asked.source), str(asked.out))
-        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        sys.stdout.write(f"\n{peak / 1024:.0f}\n")
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu, peak = sum(each.ru_utime + each.ru_stime for each in used), max(each.ru_maxrss for each in used)
+        sys.stdout.write(f"\n{cpu:.2f} {peak / 1024:.0f}\n")
         return
     if asked.memory:
         with tempfile.TemporaryDirectory() as folder:
@@ -217,21 +220,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "products.csv", Path(folder) / "out.jsonl"
         make_table(source, asked.rows)
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in asked.ways.split(",")}
+        found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in asked.ways.split(",")}
         prints: dict[str, tuple[int, str]] = {}
         for _ in range(asked.rounds):
             for way, results in found.items():
                 results.append(measure(way, source, out))
                 prints[way] = fingerprint(out)
-    ours = statistics.median(seconds for seconds, _ in found["ftkit"]) if "ftkit" in found else None
-    sys.stdout.write(
-        f"{asked.rows:,} rows, {asked.rounds} rounds\n{'way':<22}{'s':>8}{'MB':>8}{'ratio':>8}  rows, sha256\n"
-    )
-    for way, results in found.items():
-        seconds = statistics.median(s for s, _ in results)
-        peak = statistics.median(mb for _, mb in results)
-        ratio = f"{seconds / ours:.2f}" if ours else ""
-        sys.stdout.write(f"{way:<22}{seconds:>8.2f}{peak:>8.0f}{ratio:>8}  {prints[way]}\n")
+    middles = {
+        way: [statistics.median(column) for column in zip(*results, strict=True)] for way, results in found.items()
+    }
+    seconds, cpu, _ = middles.get("ftkit", (math.nan, math.nan, 0))
+    sys.stdout.write(f"{asked.rows:,} rows, {asked.rounds} rounds\n")
+    sys.stdout.write(f"{'way':<22}{'s':>8}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'MB':>8}  rows, sha256\n")
+    for way, (took, worked, peak) in middles.items():
+        ratios = f"{took:>8.2f}{took / seconds:>8.2f}{worked:>8.2f}{worked / cpu:>8.2f}"
+        sys.stdout.write(f"{way:<22}{ratios}{peak:>8.0f}  {prints[way]}\n")
 
 
 if __name__ == "__main__":
