@@ -11,7 +11,7 @@ from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from orjson import OPT_APPEND_NEWLINE, dumps
+from orjson import dumps
 
 from ftkit.core.augmentation import Augment
 from ftkit.core.mojibake import misread_sample
@@ -19,7 +19,7 @@ from ftkit.core.row_filters import Condition, check_where, length_option, texts_
 from ftkit.core.row_ledger import Ledger
 from ftkit.core.row_plan import CARRIED, Plan, Row
 from ftkit.core.settings import PrepSettings
-from ftkit.core.splitting import DIGEST_BYTES, content_digest
+from ftkit.core.splitting import DIGEST_BYTES, content_of
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.nested import MISSING, look_up
 from ftkit.io.tables import Fault, Record
@@ -125,16 +125,14 @@ class RowMaker:
     def quick_outcomes(self, items: Iterable[Record | Fault], plan: Plan) -> Iterator[Outcome]:
         """What `outcomes_of` gives; it is asked for every record that is not plainly good."""
         ledger, quick, hashed = self.ledger, plan.quick, partial(blake2b, digest_size=DIGEST_BYTES)
-        carried = {} if self.settings.plain else plan.carried
-        behind = (b"," + dumps(carried)[1:] if carried else b"}") + b"\n"
+        behind = line_of(b"", {} if self.settings.plain else plan.carried)
         for item in items:
             row = quick(item.values) if type(item) is Record else None  # type: ignore[misc]
             if row is not None:
-                content = dumps(row)[:-1]
-                is_plain = content.isascii() and b"<" not in content and b"[" not in content
-                if is_plain or not has_oddities(row):
+                content = dumps(row)[:-1]  # what content_of gives
+                if is_plain(content) or not has_oddities(row):
                     ledger.rows_in += 1
-                    yield content + behind, hashed(content).digest(), None  # what content_digest gives
+                    yield content + behind, hashed(content).digest(), None
                     continue
             yield from self.outcomes_of(item)
 
@@ -162,7 +160,9 @@ class RowMaker:
         row = self.plan.make(record.values, place)  # type: ignore[union-attr]
         if is_made:
             row["meta"] = {"made_by": (self.settings.augment or "").rpartition("/")[2]}
-        yield from oddities(row, place)
+        content = content_of(row)
+        if not is_plain(content):
+            yield from oddities(row, place)
         if option := length_option(row, self.settings.min_chars, self.settings.max_chars):
             yield LeftOut(option)
             return
@@ -175,10 +175,21 @@ class RowMaker:
             if fitted.row is None:
                 yield LeftOut("--max-tokens")
                 return
-            row = fitted.row
+            if fitted.was_cut:
+                row, content = fitted.row, content_of(fitted.row)
         about = About(place, stratum_of(self.settings.stratify, record, row, place), tokens)
-        written = {key: value for key, value in row.items() if key not in CARRIED} if self.settings.plain else row
-        yield dumps(written, option=OPT_APPEND_NEWLINE), content_digest(row), about
+        carried = {} if self.settings.plain else {key: row[key] for key in CARRIED if key in row}
+        yield line_of(content, carried), blake2b(content, digest_size=DIGEST_BYTES).digest(), about
+
+
+def line_of(content: bytes, carried: Mapping[str, Any]) -> bytes:
+    """A row's line: its content, then what travels along."""
+    return content + (b"," + dumps(carried)[1:] if carried else b"}") + b"\n"
+
+
+def is_plain(content: bytes) -> bool:
+    """True where nothing can be odd about a row; False where a longer look is needed."""
+    return content.isascii() and b"<" not in content and b"INST]" not in content
 
 
 def stratum_of(name: str | None, record: Record, row: Row, place: str) -> str | None:

@@ -167,7 +167,8 @@ def plan_known_rows(beginning: Beginning) -> Plan | None:
             continue  # text beside other columns may be any of them: a template should say
         if kind == "messages":
             return plan_messages(keys[0], None, beginning)
-        return Plan(kind, partial(known_row, keys, beginning.since), note_others(beginning.name, others))
+        quick = partial(quick_known_row, keys) if kind in ("prompt_completion", "text") else None
+        return Plan(kind, partial(known_row, keys, beginning.since), note_others(beginning.name, others), quick)
     return plan_flattened(beginning, None)
 
 
@@ -197,6 +198,15 @@ def known_row(keys: Sequence[str], since: str, values: Mapping[str, Any], where:
             raise NoAnswer(where, key, "no answer, nothing to learn")
     check_row(row, where, kinds=ALL_KINDS)
     return row
+
+
+def quick_known_row(keys: Sequence[str], values: Mapping[str, Any]) -> Row | None:
+    """The same for a row that has these keys only, all of them texts, the answer not blank; None for any other."""
+    row = {key: values.get(key) for key in keys}
+    if len(values) != len(keys) or any(type(text) is not str for text in row.values()):
+        return None
+    answer = str(row[keys[-1]])
+    return row if answer and not answer.isspace() else None
 
 
 def plan_messages(turns: str, template: Template | None, beginning: Beginning) -> Plan:

@@ -16,14 +16,14 @@ CONTENT = ("prompt", "completion", "chosen", "rejected", "messages", "tools", "t
 """The keys of what is trained, in the order in which rows have them."""
 
 
-def content_digest(row: Mapping[str, Any]) -> bytes:
-    """16 bytes that stand for what a row teaches: its texts, messages and label; not its template's name.
+def content_of(row: Mapping[str, Any]) -> bytes:
+    """What a row teaches (its texts, messages, tools and label) as the JSON that its line begins with, brace open."""
+    return dumps({key: row[key] for key in CONTENT if key in row})[:-1]
 
-    BLAKE2b, RFC 7693, of the row as JSON with only these keys, up to the closing brace (where the line of a row goes on
-    with what travels along). Two rows with the same digest are duplicates.
-    """
-    content = dumps({key: row[key] for key in CONTENT if key in row})[:-1]
-    return blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+def content_digest(row: Mapping[str, Any]) -> bytes:
+    """16 bytes that stand for what a row teaches: two rows with the same digest are duplicates. BLAKE2b, RFC 7693."""
+    return blake2b(content_of(row), digest_size=DIGEST_BYTES).digest()
 
 
 def question_digest(row: Mapping[str, Any]) -> bytes | None:
