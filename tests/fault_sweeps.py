@@ -27,8 +27,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HU
 import torch
 from train_shell import ROWS, files_in, write_rows
 
-from ftkit.io.atomic import check_manifest
-from ftkit.io.checkpoint import checkpoint_path, checkpoint_steps, newest_checkpoint
+from ftkit.io.checkpoint import checkpoint_path, checkpoint_steps, newest_checkpoint, read_checkpoint
 
 COMMAND = ["train", "train.jsonl", "--steps", "8", "--batch", "8", "--r", "4", "--lr", "0.01", "--dropout", "0.1",
            "--run", "run", "--save-every", "3", "-q"]  # fmt: skip
@@ -129,7 +128,7 @@ def settle(arena: Arena, tally: Tally, place: Path, options: list[str], what: st
     faults = []
     for step in checkpoint_steps(place / "run"):
         try:
-            check_manifest(checkpoint_path(place / "run", step))
+            read_checkpoint(checkpoint_path(place / "run", step))
         except Exception as error:
             faults.append(f"checkpoint {step} is not whole: {error}")
     code = arena.run(place, options)
@@ -139,12 +138,27 @@ def settle(arena: Arena, tally: Tally, place: Path, options: list[str], what: st
         tally.compared += 1
         if made(place) != arena.unbroken(options):
             faults.append("other bytes than the unbroken run")
+        faults += untrue(place)
         if litter := [str(path) for path in place.rglob(".tmp-*")]:
             faults.append(f"left behind: {litter}")
     if "Traceback" in (place / "said").read_text() or "internal error" in (place / "said").read_text():
         faults.append(f"a bug spoke: {last_words(place)}")
     tally.failures += [f"{what}: {fault}" for fault in faults]
     shutil.rmtree(place, ignore_errors=True)
+
+
+def untrue(place: Path) -> list[str]:
+    """What run.json, metrics.jsonl and runs/latest say wrongly of a run that ended well."""
+    said = []
+    if json.loads((place / "run" / "run.json").read_text())["status"] != "complete":
+        said.append("run.json does not say complete")
+    lines = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    if steps != list(range(1, len(steps) + 1)):
+        said.append(f"metrics.jsonl tells the steps {steps}")
+    if not (place / "runs" / "latest").is_file():
+        said.append("runs/latest names no run")
+    return said
 
 
 def last_words(place: Path) -> str:
@@ -239,6 +253,15 @@ def signalled_everywhere(arena: Arena, short: bool) -> Tally:
         code = arena.run(place, [], f"{where}:{sent}:{PLACES[where]}")
         expect(tally, f"{sent} at {where}", code, (SIGNALS[sent],))
         settle(arena, tally, place, [], f"{sent} at {where}")
+    in_time = 0
+    for number in every(40 if short else 1):  # those that come after the last step find a run that ends well
+        place = arena.place()
+        code = arena.run(place, [], f"*:term:{number}")
+        expect(tally, f"SIGTERM at passage {number}", code, (0, STOPPED))
+        settle(arena, tally, place, [], f"SIGTERM at passage {number}")
+        in_time += code == 0
+        if in_time == (1 if short else 15):
+            break
     for number in (2,) if short else (1, 2, 4, 6):
         place = arena.place()
         options = ["--pack", "off", "--micro-batch", "2"]
@@ -329,7 +352,7 @@ def settle_damaged(arena: Arena, tally: Tally, place: Path, what: str) -> None:
     tally.compared += code == 0
     if code != 0 or made(place) != arena.unbroken([]):
         tally.failures.append(f"{what}: ended with {code}, or with other bytes: {last_words(place)}")
-    if "going back to the checkpoint before" not in (place / "said").read_text():
+    if "going back behind step 5" not in (place / "said").read_text():
         tally.failures.append(f"{what}: the step back was not said")
     shutil.rmtree(place)
 
@@ -337,7 +360,8 @@ def settle_damaged(arena: Arena, tally: Tally, place: Path, what: str) -> None:
 def out_of_memory_at_every_pass(arena: Arena, short: bool) -> Tally:
     """F7: memory runs out in each pass in turn; with one row at once, and with several, which go on in smaller parts."""
     tally = Tally()
-    single, pairs = ["--pack", "off", "--micro-batch", "1"], ["--pack", "off", "--micro-batch", "4"]
+    single, pairs = ["--pack", "off", "--micro-batch", "1"], ["--pack", "off", "--micro-batch", "4", "--dropout", "0"]
+    expected = losses_of(arena, pairs)
     for number in every(29 if short else 3, 60):
         place = arena.place()
         expect(tally, f"pass {number}", arena.run(place, single, f"pass:memory:{number}"), (MEMORY,))
@@ -350,8 +374,28 @@ def out_of_memory_at_every_pass(arena: Arena, short: bool) -> Tally:
         events = json.loads((place / "run" / "run.json").read_text()).get("events", [])
         if len(events) != 1 or "out of memory" not in events[0]["what"]:
             tally.failures.append(f"pass {number}: not recorded")
+        if any(abs(a - b) > 1e-3 * b for a, b in zip(losses(place), expected, strict=True)):
+            tally.failures.append(f"pass {number}: other losses")
         shutil.rmtree(place)
+    for number in (3,) if short else (1, 2, 3, 4, 5):
+        place = arena.place()
+        options = ["--early-stop", "9", "--valid", "0.3", "--pack", "off", "--micro-batch", "4"]
+        expect(tally, f"validation {number}", arena.run(place, options, f"validation:memory:{number}"), (0,))
+        settle(arena, tally, place, options, f"out of memory in validation {number}")
     return tally
+
+
+def losses_of(arena: Arena, options: list[str]) -> list[float]:
+    """The losses of an unbroken run."""
+    place = arena.place()
+    arena.run(place, options)
+    return losses(place)
+
+
+def losses(place: Path) -> list[float]:
+    """Those that metrics.jsonl tells."""
+    lines = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def no_number_at_every_step(arena: Arena, short: bool) -> Tally:
@@ -376,7 +420,6 @@ def folder_moved_away(arena: Arena, short: bool) -> Tally:
             time.sleep(0.001)
         (place / "run").rename(place / "away")
         expect(tally, f"moved away after step {wanted}", wait(child), (IO,))
-        shutil.rmtree(place / "run", ignore_errors=True)
         (place / "away").rename(place / "run")
         options = ["--steps", "200"]
         settle(arena, tally, place, options, f"moved away after step {wanted}")

@@ -1,50 +1,19 @@
 import io
 import json
-import os
-import subprocess
+import re
+import shutil
 import sys
 
 import pytest
+from eval_place import lines_of, make_place, shell
 
 from ftkit.core.settings import EvalSettings
 from ftkit.errors import ExitCode, UserError
 
-NAMES = ["Arc", "Bolo", "Cira", "Dune", "Ekko", "Fjord", "Gala"]
-KINDS = ["Lamp", "Chair", "Clock"]
-
 
 @pytest.fixture(scope="module")
 def workplace(tiny_model, tmp_path_factory):
-    """A folder with rows made by prep and a complete run on them (LoRA, 25 steps)."""
-    folder = tmp_path_factory.mktemp("eval")
-    lines = [f"{name},{kind},The {name} is a {kind.lower()}." for name in NAMES for kind in KINDS]
-    (folder / "t.csv").write_text("product,category,description\n" + "\n".join(lines) + "\n")
-    rows = shell(folder, "prep", "t.csv", "--template", "alpaca")
-    (folder / "train.jsonl").write_bytes(rows)
-    shell(
-        folder,
-        "train",
-        "train.jsonl",
-        "--model",
-        tiny_model,
-        "--steps",
-        "25",
-        "--lr",
-        "0.01",
-        "--dtype",
-        "fp32",
-        "--valid",
-        "0.3",
-    )
-    return folder
-
-
-def shell(folder, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ftkit", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True
-    ).stdout
+    return make_place(tmp_path_factory.mktemp("eval"), tiny_model)
 
 
 @pytest.fixture
@@ -57,16 +26,14 @@ def evaluate(capfdbinary, **options):
     """The command in this process: (stdout, stderr)."""
     from ftkit.commands import eval as command
 
+    if "data" in options:
+        options["data"] = [options["data"]]
     settings = EvalSettings(**options)
     settings.check()
     command.run(settings)
     sys.stdout.flush()
     captured = capfdbinary.readouterr()
     return captured.out, captured.err.decode()
-
-
-def lines_of(output):
-    return [json.loads(line) for line in output.splitlines()]
 
 
 def test_without_data_the_held_out_rows_are_scored_beside_the_base(here, ftkit):
@@ -200,7 +167,8 @@ def test_the_stop_string_of_a_template_is_no_part_of_reference_or_answer(here, t
         ({"model": "builtin:tiny"}, ExitCode.USAGE, "no rows"),
         ({"model": "x", "baseline": True}, ExitCode.USAGE, "--baseline"),
         ({"model": "x", "run": "y"}, ExitCode.USAGE, "contradict"),
-        ({"data": "train.jsonl", "output": "train.jsonl"}, ExitCode.EXISTS, "train.jsonl"),
+        ({"data": "train.jsonl", "output": "train.jsonl"}, ExitCode.USAGE, "--output is the input file"),
+        ({"data": "train.jsonl", "output": "t.csv"}, ExitCode.EXISTS, "t.csv"),
     ],
 )
 def test_mistakes_are_refused_with_their_exit_code(here, options, code, says, capfdbinary):
@@ -220,3 +188,238 @@ def test_without_a_run_the_train_command_is_named(ftkit, tmp_path):
     result = ftkit("eval", "--baseline")
     assert result.exit_code == ExitCode.MODEL
     assert "ftkit train" in result.stderr and "Traceback" not in result.stderr and result.stdout == ""
+
+
+def test_other_runs_are_compared_on_the_same_rows(here, tiny_model, capfdbinary):
+    run = str(next((here / "runs").glob("*/run.json")).parent)
+    output, said = evaluate(
+        capfdbinary, against=[run, str(tiny_model)], max_new=8, output=str(here / "a.jsonl"), json=True
+    )
+    summary = json.loads(output)
+    itself, base = summary["against"][run], summary["against"][str(tiny_model)]
+    assert all(found["value"] == 0 and found["verdict"] == "unclear" for found in itself["difference"].values())
+    assert base["difference"]["loss"]["verdict"] == "better"
+    assert "no clear difference from" in said and f"better than {tiny_model}" in said
+    row = lines_of((here / "a.jsonl").read_text())[0]
+    assert row["against"][run]["prediction"] == row["prediction"] != row["against"][str(tiny_model)]["prediction"]
+
+
+def test_a_run_that_is_clearly_worse_than_another_fails_the_gate(here, tiny_model, capfdbinary):
+    run = str(next((here / "runs").glob("*/run.json")).parent)
+    options = dict(data="train.jsonl", metrics="loss", fail_if_worse=True)
+    evaluate(capfdbinary, baseline=True, **options)  # better: no gate fails
+    with pytest.raises(UserError) as error:
+        evaluate(capfdbinary, model=str(tiny_model), against=[run], **options)
+    assert error.value.exit_code == ExitCode.GATE
+    assert error.value.message == f"gate failed: clearly worse than {run} in loss, perplexity, bits_per_byte"
+
+
+def test_forgetting_is_the_loss_on_general_text_before_and_after(here, tiny_model, capfdbinary):
+    """Beside a plain loop over both models with transformers and PEFT."""
+    import torch
+    import torch.nn.functional as F
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = ["Below is an instruction that describes a task.", "Write a response, please. " * 8]
+    (here / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    output, said = evaluate(
+        capfdbinary, forgetting="general.jsonl", metrics="loss", json=True, fail_under=["forgetting=1000"]
+    )
+    found = json.loads(output)["forgetting"]
+
+    adapter = next((here / "runs").glob("*/adapter"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).eval()
+    nats, divergence, tokens = {"before": 0.0, "after": 0.0}, 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
+        with torch.no_grad():
+            after = F.log_softmax(model(ids).logits[0, :-1].double(), -1)
+            with model.disable_adapter():
+                before = F.log_softmax(model(ids).logits[0, :-1].double(), -1)
+        for name, log_p in (("before", before), ("after", after)):
+            nats[name] -= float(log_p.gather(1, ids[0, 1:, None]).sum())
+        divergence += float((before.exp() * (before - after)).sum())
+        tokens += ids.shape[1] - 1
+    assert found["tokens"] == tokens
+    assert found["before"] == pytest.approx(nats["before"] / tokens, rel=1e-5)
+    assert found["after"] == pytest.approx(nats["after"] / tokens, rel=1e-5)
+    assert found["rise"] == pytest.approx(found["after"] - found["before"])
+    assert found["divergence"] == pytest.approx(divergence / tokens, rel=1e-4)
+    assert ("the model has forgotten" in said) == found["too_much"]
+
+
+def test_a_text_to_measure_forgetting_comes_with_ftkit(here, capfdbinary):
+    output, said = evaluate(capfdbinary, forgetting="default", metrics="loss", json=True)
+    assert json.loads(output)["forgetting"]["rows"] == 24 and "general text (default): loss" in said
+    with pytest.raises(UserError) as error:
+        evaluate(capfdbinary, forgetting="train.jsonl")
+    assert error.value.exit_code == ExitCode.DATA and "--forgetting needs rows of text" in error.value.message
+
+
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def report(workplace, tmp_path_factory):
+    """A page with everything on it, from rows that hold markup: path of the file."""
+    rows = [json.loads(line) for line in (workplace / "train.jsonl").open()][:6]
+    rows[0]["completion"] += EVIL
+    (workplace / "evil.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = tmp_path_factory.mktemp("report") / "report.html"
+    options = ("--baseline", "--forgetting", "default", "--metrics", "labels,chrf,f1,loss,fields", "--max-new", "12")
+    two = json.dumps(
+        {"prompt": rows[1]["prompt"], "completion": rows[1]["completion"], "template": rows[1]["template"]}
+    )
+    with (workplace / "evil.jsonl").open("a") as file:
+        file.write(f"{two}\n" * 8)  # few different answers: they are labels
+    shell(workplace, "eval", "evil.jsonl", *options, "--report", page)
+    return page
+
+
+def test_the_page_answers_the_questions_in_one_file(report, workplace):
+    html = report.read_text(encoding="utf-8")
+    for title in (
+        "In short",
+        "Beside the untuned base",
+        "What it forgot",
+        "Classes",
+        "Lengths",
+        "Rows, the worst first",
+    ):
+        assert f"<h2>{title}</h2>" in html
+    assert "Nothing here speaks against shipping" in html and "speaks against shipping: 0" not in html
+    assert html.count("<article>") == 14 and "<del>" in html
+    assert EVIL not in html and "&lt;script&gt;alert" in html
+    run = next((workplace / "runs").glob("*/run.json")).parent.relative_to(workplace)
+    assert (
+        f"ftkit eval evil.jsonl --run {run} --baseline --forgetting default --metrics labels,chrf,f1,loss,fields"
+        in html
+    )
+    assert "--max-new 12" in html and "--report" not in html
+
+
+def test_the_first_sentence_says_whether_to_ship():
+    """Gates first, then what is worse or forgotten; a gain only where nothing speaks against it."""
+    from ftkit.commands.eval_report import answer
+    from ftkit.core.bootstrap import Interval
+    from ftkit.core.comparison import Comparison
+    from ftkit.core.forgetting import Forgetting
+
+    def compared(*verdicts):
+        return [{str(n): Comparison(Interval(0, 0, 0), 0, 0, 0, verdict) for n, verdict in enumerate(verdicts)}]
+
+    kept, forgot = (
+        Forgetting("general", 1, 1, 1.0, 1.0 + rise, Interval(rise, rise, rise), None) for rise in (0.0, 0.3)
+    )
+    assert answer(compared("better"), kept, ["f1 is 0.1, under 0.7"]) == (
+        "worse", "Do not ship: a gate failed (f1 is 0.1, under 0.7)."
+    )  # fmt: skip
+    kind, words = answer(compared("better", "worse"), kept, [])
+    assert kind == "worse" and words == "Look before you ship: 1 score clearly better, 1 clearly worse, 0 unclear."
+    kind, words = answer(compared("better", "better"), forgot, [])
+    assert kind == "worse" and words.endswith("and it has forgotten more general text than the limit.")
+    assert answer(compared("better", "unclear"), kept, [])[0] == "better"
+    assert answer(compared("unclear"), None, [])[1].startswith("No clear gain")
+    assert answer([], None, [])[1].startswith("Nothing to compare with: add --baseline")
+
+
+def test_the_page_is_readable_in_a_browser(report):
+    """In Chromium: no message on the console, nothing wider than the window, text that stands out, light and dark."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        backgrounds = set()
+        for width, scheme in ((400, "light"), (1400, "light"), (1400, "dark")):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            said, asked = [], []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(report.as_uri())
+            assert said == [] and asked == [report.as_uri()]
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate("Math.min(...[...document.querySelectorAll('svg text')].map(t => "
+                                 "t.getBoundingClientRect().height))") >= 9  # fmt: skip
+            style = page.evaluate(
+                "(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))"
+            )
+            assert contrast(*style) > 7
+            backgrounds.add(style[1])
+        browser.close()
+    assert len(backgrounds) == 2
+
+
+def contrast(*colours):
+    """Of two CSS colours, 1 to 21 (WCAG 2, relative luminance)."""
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted(map(luminance, colours))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_runs_are_compared_in_one_line_each(here, tiny_model, tmp_path, run_here):
+    first = next((here / "runs").glob("*/run.json")).parent
+    options = (
+        "--model",
+        tiny_model,
+        "--steps",
+        "2",
+        "--r",
+        "2",
+        "--targets",
+        "q_proj",
+        "--run",
+        tmp_path / "runs" / "small",
+    )
+    shell(tmp_path, "train", here / "train.jsonl", *options)
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run.json").write_text('{"status": "failed"}')
+    command = ("--compare-runs", first, *sorted((tmp_path / "runs").iterdir()), "--max-new", "4")
+    result = run_here("eval", here / "train.jsonl", *command, "--report", "runs.html", cwd=tmp_path)
+    assert result.exit_code == ExitCode.OK, result.stderr
+    assert "broken left out: the run is not complete (status: failed)" in result.stderr
+    big, small = lines_of(result.stdout)
+    assert (big["r"], big["targets"], big["bits"], big["method"]) == (16, "all-linear", 32, "lora")
+    assert (small["r"], small["targets"], small["steps"]) == (2, "q_proj", 2)
+    assert small["parameters"] == 2 * 2 * (32 + 32)  # two layers, rank 2, 32 in and out
+    assert big["scores"]["loss"] < small["scores"]["loss"] and big["scored_rows"] == small["scored_rows"] == 21
+    assert small["minutes"] >= 0 and "all-linear" in result.stderr
+    html = (tmp_path / "runs.html").read_text()
+    assert "2 runs" in html and html.count("<figure") >= 5 and "--compare-runs" in html
+    own = run_here("eval", *command, "--metrics", "loss", "--json", cwd=tmp_path)
+    assert "the runs held out different rows" in own.stderr
+    assert [run["data"] for run in json.loads(own.stdout)["runs"]] == [
+        str(first / "valid.jsonl"), str(tmp_path / "runs" / "small" / "valid.jsonl")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--compare-runs"], ExitCode.USAGE, ["--compare-runs needs run folders", "runs/*"]),
+        (["--compare-runs", "t.csv", "train.jsonl"], ExitCode.USAGE, ["t.csv and train.jsonl: one file of rows"]),
+        (["--compare-runs", "train.jsonl"], ExitCode.MODEL, ["no complete run among these"]),
+        (["--compare-runs", "runs", "--baseline"], ExitCode.USAGE, ["--compare-runs and --baseline contradict"]),
+        (["--compare-runs", "runs"], ExitCode.MODEL, ["runs: no run.json"]),
+        (["--run", "half"], ExitCode.MODEL, ["half: the run is not complete (status: running)"]),
+        (["--against", "half"], ExitCode.MODEL, ["half: the run is not complete"]),
+        (["train.jsonl", "t.csv"], ExitCode.USAGE, ["one file of rows at a time, not 2"]),
+        (["--report", "t.csv"], ExitCode.EXISTS, ["t.csv exists"]),
+        (["train.jsonl", "--report", "train.jsonl", "--force"], ExitCode.USAGE, ["--report is the input file"]),
+    ],
+)
+def test_runs_and_pages_that_cannot_be(here, arguments, code, words, run_here):
+    (here / "half").mkdir(exist_ok=True)
+    (here / "half" / "run.json").write_text('{"status": "running"}')
+    result = run_here("eval", *arguments, cwd=here)
+    assert result.exit_code == code and result.stdout == "", result
+    assert all(word in result.stderr for word in words), result.stderr

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from peft import PeftModel
@@ -12,17 +13,18 @@ from ftkit import faults
 from ftkit.errors import ExitCode
 from ftkit.io.checkpoint import checkpoint_steps
 from ftkit.io.run_lock import locked
+from ftkit.stopping import STARTED
 
 RUN = ["train.jsonl", "--steps", 12, "--batch", 8, "--r", 4, "--lr", 0.01, "--run", "run"]
 """32 of 40 rows are trained, so an epoch has 4 steps."""
 METHODS = {
     "lora, dropout, packs": ["--dropout", 0.2, "--micro-tokens", 200, "--dtype", "fp32"],
     "lora, padded, accumulated": ["--pack", "off", "--micro-batch", 3, "--dtype", "fp32"],
-    "lora in bf16, 8-bit optimizer": ["--optimizer", "adamw-8bit", "--dtype", "bf16"],
+    "lora in bf16": ["--dtype", "bf16"],
     "qlora": ["--qlora", "--dropout", 0.1],
     "int8": ["--load-in-8bit"],
     "full": ["--full", "--dtype", "fp32", "--optimizer", "sgd"],
-    "full in bf16": ["--full", "--dtype", "bf16"],
+    "full in bf16, 8-bit optimizer": ["--full", "--dtype", "bf16", "--optimizer", "adamw-8bit"],
 }
 
 
@@ -148,7 +150,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(damage,
         DAMAGES[damage](place / "run" / "checkpoints" / "step-000007" / name)
         again = train(*RUN, "--save-every", 3, cwd=place)
         assert again.exit_code == 0, again.stderr
-        assert "step-000007" in again.stderr and "going back to the checkpoint before" in again.stderr
+        assert "step-000007" in again.stderr and "going back behind step 7" in again.stderr
         assert "going on after step 6" in again.stderr and made(place / "run") == expected
         assert checkpoint_steps(place / "run") == [6, 9]
 
@@ -254,16 +256,21 @@ def test_a_second_ctrl_c_stops_at_once(train, tmp_path):
     assert checkpoint_steps(tmp_path / "run") == [] and info_of(tmp_path / "run")["status"] == "stopped"
 
 
-def test_a_time_limit_that_is_over_saves_after_a_step(train, whole, tmp_path):
-    expected = whole(*RUN)
-    stopped = train(*RUN, "--time-limit", "1s")  # this process has run for longer
-    assert stopped.exit_code == ExitCode.STOPPED and "stopped by --time-limit" in stopped.stderr
-    assert train(*RUN).exit_code == 0 and made(tmp_path / "run") == expected
+def test_before_the_time_limit_is_over_a_checkpoint_is_written(train, tmp_path):
+    """This process has run for a while: the limit counts from its start."""
+    limit = f"{time.monotonic() - STARTED + 15:.0f}s"
+    stopped = train(*RUN, "--steps", 100_000, "--time-limit", limit)
+    assert stopped.exit_code == ExitCode.STOPPED and "stopped by --time-limit after step" in stopped.stderr
+    last = checkpoint_steps(tmp_path / "run")[-1]
+    assert f"after step {last:,} of 100,000; saved in run" in stopped.stderr
+    over = train(*RUN, "--steps", 100_000, "--time-limit", "1s")
+    assert over.exit_code == ExitCode.USAGE and "before a single step was made" in over.stderr
+    assert checkpoint_steps(tmp_path / "run")[-1] == last
 
 
 @pytest.mark.parametrize(
     "options", [["--time-limit", "soon"], ["--save-every", "0"], ["--keep", 0], ["--early-stop", 0],
-                ["--early-stop", 2, "--save-every", "5m"]],
+                ["--early-stop", 2, "--save-every", "5m"], ["--early-stop", 2, "--valid", 0]],
 )  # fmt: skip
 def test_times_and_counts_out_of_range_are_usage_errors(options, train):
     assert train(*RUN, *options).exit_code == ExitCode.USAGE
@@ -402,3 +409,121 @@ def test_a_spike_of_the_loss_is_reported_and_kept(train, tmp_path, monkeypatch):
     losses = [line["loss"] for line in jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     step = event["step"]
     assert losses[step - 1] > 1.01 * sorted(losses[step - 4 : step - 1])[1]
+
+
+# ---------------------------------------------------------------- what a hostile reader thought of
+def test_memory_that_runs_out_in_a_validation_changes_no_step_after_it(train, whole, tmp_path):
+    options = [*RUN, "--dropout", 0.3, "--early-stop", 9, "--save-every", 2, "--valid", 0.3, "--pack", "off",
+               "--micro-batch", 4]  # fmt: skip
+    expected = whole(*options)
+    result = train(*options, fault="validation:memory:5")
+    assert result.exit_code == 0 and made(tmp_path / "run") == expected
+    assert [event["what"] for event in info_of(tmp_path / "run")["events"]] == [
+        "out of memory on the held-out rows: they went through in smaller micro-batches"
+    ]
+
+
+def test_a_damaged_best_checkpoint_sends_the_run_back_behind_it(train, whole, tmp_path):
+    options = ["train.jsonl", "--steps", 30, "--batch", 8, "--r", 8, "--lr", 0.1, "--run", "run", "--valid", "valid.jsonl",
+               "--early-stop", 4, "--save-every", 3, "--keep", 1]  # fmt: skip
+    rows = [{"prompt": "Tell me.\n", "completion": f"{word} no {word} yes {word}"} for word in ("blue", "sky", "grass")]
+    (tmp_path / "whole").mkdir()
+    for place in (tmp_path, tmp_path / "whole"):
+        write_rows(place / "valid.jsonl", rows)
+        write_rows(place / "train.jsonl")
+    assert train(*options, cwd=tmp_path / "whole").exit_code == 0
+    best = info_of(tmp_path / "whole" / "run")["best_step"]
+    assert train(*options, fault=f"step:term:{best + 4}").exit_code == ExitCode.STOPPED
+    file = tmp_path / "run" / "checkpoints" / f"step-{best:06d}" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    again = train(*options)
+    assert again.exit_code == 0 and f"step-{best:06d}" in again.stderr and "going back behind step" in again.stderr
+    assert made(tmp_path / "run") == made(tmp_path / "whole" / "run")
+
+
+def test_a_death_before_the_first_checkpoint_leaves_no_line_behind(train, tmp_path):
+    train(*RUN, fault="pass:memory:999,step:enospc:4")
+    assert train(*RUN).exit_code == 0
+    steps = [line["step"] for line in jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, 13))
+
+
+def test_a_signal_after_the_last_step_does_not_take_a_finished_run_away(train, whole, tmp_path):
+    expected = whole(*RUN)
+    result = train(*RUN, fault="staged:usr1:1")  # while the adapter is written
+    assert result.exit_code == 0 and made(tmp_path / "run") == expected
+    assert (tmp_path / "runs" / "latest").is_file()
+
+
+def test_a_complete_run_without_its_adapter_is_not_taken_for_complete(train, whole, tmp_path):
+    expected = whole(*RUN, "--save-every", 4)
+    train(*RUN, "--save-every", 4)
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    again = train(*RUN, "--save-every", 4)
+    assert again.exit_code == 0 and "going on after step 8" in again.stderr and made(tmp_path / "run") == expected
+
+
+def test_never_resuming_trains_a_complete_run_once_more(train, tmp_path):
+    first = train(*RUN[:-2])
+    second = train(*RUN[:-2], "--resume", "never")
+    assert second.exit_code == 0 and second.stdout != first.stdout
+    train(*RUN)
+    assert train(*RUN, "--resume", "never").exit_code == ExitCode.EXISTS
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_run(train, tmp_path, tiny_model):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.embed_tokens.weight"][ord("~") - 33 + 3] = torch.nan  # a token that only the held-out row has
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    write_rows(tmp_path / "valid.jsonl", [{"prompt": "~~~~", "completion": "~~"}])
+    result = run_train(*RUN, "--valid", "valid.jsonl", "--model", broken, cwd=tmp_path)
+    assert result.exit_code == ExitCode.DIVERGED and "step 0: the held-out loss is nan" in result.stderr
+
+
+def test_early_stopping_without_held_out_rows_is_refused(train, tmp_path):
+    (tmp_path / "valid.jsonl").write_text(json.dumps({"prompt": "p" * 5000, "completion": "x"}) + "\n")
+    result = train(*RUN, "--early-stop", 2, "--valid", "valid.jsonl")
+    assert result.exit_code == ExitCode.DATA and "no row is held out" in result.stderr
+
+
+def test_changed_sizes_of_micro_batches_are_those_that_are_used(train, tmp_path):
+    options = [*RUN, "--pack", "off"]
+    train(*options, "--micro-batch", 2, fault="step:term:4")
+    going = train(*options, "--micro-batch", 8, "--allow-change", fault="step:term:2")
+    assert going.exit_code == ExitCode.STOPPED
+    known = json.loads((tmp_path / "run/checkpoints/step-000006/training/state.json").read_text())
+    assert known["used"]["micro_batch"] == 8
+
+
+def test_fewer_steps_than_are_made_is_refused(train):
+    train(*RUN, fault="step:term:6")
+    result = train(*RUN, "--steps", 3, "--allow-change")
+    assert result.exit_code == ExitCode.MODEL and "6 steps are made already, --steps asks for 3" in result.stderr
+
+
+def test_another_rhythm_of_early_stopping_is_named(train):
+    options = [*RUN, "--early-stop", 3]
+    train(*options, "--save-every", 2, fault="step:term:3")
+    refused = train(*options, "--save-every", 3)
+    assert refused.exit_code == ExitCode.MODEL and "save_every 2 -> 3" in refused.stderr
+    assert train(*options, "--save-every", 3, "--allow-change").exit_code == 0
+
+
+def test_a_disk_with_room_for_one_more_checkpoint_is_enough_to_go_on(train, tmp_path, monkeypatch):
+    train(*RUN, "--save-every", 2, fault="step:term:6")
+    size = sum(path.stat().st_size for path in (tmp_path / "run/checkpoints/step-000006").rglob("*"))
+    usage = type("Usage", (), {"free": 2 * size})
+    monkeypatch.setattr("ftkit.io.free_space.shutil.disk_usage", lambda place: usage)
+    assert train(*RUN, "--save-every", 2).exit_code == 0
+
+
+def test_rows_that_had_to_be_padded_stay_padded(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftkit.commands.train.packing_fault", lambda *_: "it leaks")
+    train(*RUN, fault="step:term:4")
+    monkeypatch.setattr("ftkit.commands.train.packing_fault", lambda *_: None)
+    again = train(*RUN)
+    assert again.exit_code == 0 and "rows are padded, not packed" in again.stderr and "it leaks" in again.stderr

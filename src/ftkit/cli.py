@@ -93,7 +93,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
         "ftkit estimate-memory --qlora --r 8 --targets all-linear --gpu t4",
     ),
     "train": (kinds.TrainSettings, run_train, "ftkit train train.jsonl --qlora --r 8 --targets all-linear"),
-    "eval": (kinds.EvalSettings, run_eval, "ftkit eval --baseline"),
+    "eval": (kinds.EvalSettings, run_eval, "ftkit eval --baseline --forgetting default --report report.html"),
     "merge": (kinds.MergeSettings, run_merge, "ftkit merge"),
     "chat": (kinds.ChatSettings, run_chat, "ftkit chat"),
 }
@@ -162,10 +162,18 @@ def execute(name: str, kind: type, forward: Callable[[Any], None], flags: dict[s
 
 
 def file_layers(name: str, config: str | None) -> list[Layer]:
-    """What the file of --config and `ftkit.toml` in the current folder say about a command, the first one stronger."""
+    """What the file of --config and `ftkit.toml` in the current folder say about a command, the first one stronger.
+
+    estimate-memory also takes a run's own file, which has a table for train: what costs memory in it.
+    """
     files = [Path(config)] if config else []
     files += [Path(PROJECT_FILE)] if Path(PROJECT_FILE).is_file() else []
-    return [Layer(str(path), *read_command_table(path, name)) for path in files]
+    layers = [Layer(str(path), *read_command_table(path, name)) for path in files]
+    if config and name == "estimate-memory":
+        values, places = read_command_table(Path(config), "train")
+        shared = field_types(kinds.ModelSettings)
+        layers.insert(1, Layer(config, {key: value for key, value in values.items() if key in shared}, places))
+    return layers
 
 
 def main(arguments: list[str] | None = None) -> None:

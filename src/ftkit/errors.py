@@ -52,8 +52,12 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"did you mean '{near[0]}'? " if near else ""
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+"""What torch says of it where it raises no error of its own kind: on the CPU, in CUDA, cuBLAS and cuDNN, on MPS."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True for Python's own error and for torch's on a GPU and on the CPU, known by name: torch may not be loaded."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)

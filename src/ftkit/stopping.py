@@ -1,6 +1,6 @@
 """Requests to stop a long command: signals and the time limit. They wait for a good moment, then become an exit status.
 
-SIGINT ends with 130, a second one at once. SIGTERM, SIGUSR1 (what Slurm sends ahead of its limit), SIGHUP and the end
+SIGINT ends with 130, the second one at once. SIGTERM, SIGUSR1 (what Slurm sends ahead of its limit), SIGHUP and the end
 of `--time-limit` end with 75: stopped, and the same command goes on where it was.
 """
 
@@ -15,7 +15,8 @@ from ftkit.errors import ExitCode, UserError
 
 STARTED = time.monotonic()
 """When this process began, but for the time that Python itself takes to start."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM)
+TIME_LIMIT = "--time-limit"
 
 
 class Stopped(BaseException):
@@ -29,7 +30,9 @@ class StopRequest:
         self.reason: str | None = None
         self.exit_code = ExitCode.STOPPED
         self.deadline = None if seconds is None else STARTED + seconds
-        self.at_once = True
+        self.was_raised = False
+        self._at_once = True
+        self._interrupts = 0
         self._process = os.getpid()
 
     def hear(self, number: int, _: object) -> None:
@@ -37,17 +40,20 @@ class StopRequest:
         if os.getpid() != self._process:
             return
         if number == signal.SIGINT:
-            if self.reason is not None:
+            self._interrupts += 1
+            if self._interrupts > 1:
                 raise KeyboardInterrupt
-            self.exit_code = ExitCode.INTERRUPTED
-        self.reason = self.reason or signal.Signals(number).name
-        if self.at_once:
+        if self.reason is None:
+            self.reason = TIME_LIMIT if number == signal.SIGALRM else signal.Signals(number).name
+            self.exit_code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.STOPPED
+        if self._at_once:
+            self.was_raised = True
             raise Stopped
 
     def is_due(self, seconds_ahead: float = 0.0) -> bool:
         """True once a signal came, or if the time limit ends within `seconds_ahead`."""
         if self.deadline is not None and self.reason is None and time.monotonic() + seconds_ahead >= self.deadline:
-            self.reason = "--time-limit"
+            self.reason = TIME_LIMIT
         return self.reason is not None
 
     def check(self) -> None:
@@ -55,14 +61,17 @@ class StopRequest:
         if self.is_due():
             raise Stopped
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """For as long as the block lasts, signals only leave a note: it looks at `is_due` or calls `check` itself."""
-        before, self.at_once = self.at_once, False
-        try:
-            yield
-        finally:
-            self.at_once = before
+    def error(self) -> UserError:
+        """What a person reads, and a scheduler gets, where nothing was done since the command began."""
+        if self.reason == TIME_LIMIT:  # with status 75 a script would type the same command for ever
+            hint = "a longer --time-limit: loading and validating take longer than this one"
+            return UserError("--time-limit is over before a single step was made", ExitCode.USAGE, hint=hint)
+        hint = "the same command goes on from the last checkpoint, or begins again where there is none"
+        return UserError(f"stopped by {self.reason}", self.exit_code, hint=hint)
+
+    def hold(self) -> None:
+        """From now on signals only leave a note: the work looks at `is_due` or calls `check` at good moments."""
+        self._at_once = False
 
 
 @contextmanager
@@ -74,12 +83,19 @@ def stop_requests(seconds: float | None = None) -> Iterator[StopRequest]:
     request = StopRequest(seconds)
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, request.hear) for number in SIGNALS}
+        listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup asks
+        before = {number: signal.signal(number, request.hear) for number in listened}
+        if request.deadline is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, request.deadline - time.monotonic()))
     try:
         yield request
-    except Stopped:
-        hint = "the same command begins again; nothing was trained yet"
-        raise UserError(f"stopped by {request.reason}", request.exit_code, hint=hint) from None
+    except (Stopped, Exception) as error:
+        if not isinstance(error, Stopped) and not request.was_raised:
+            raise
+        # a library that is stopped while it loads may have made an error of its own of it
+        raise request.error() from None
     finally:
+        if before and request.deadline is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -28,6 +28,7 @@ from ftkit.core.generation import (
     generate_batch,
     honours_padding,
     length_batches,
+    start_of,
     stream_answer,
 )  # fmt: skip
 from ftkit.errors import ExitCode, UserError
@@ -241,3 +242,47 @@ def test_sentencepiece_answers_keep_their_spaces_and_their_many_byte_characters(
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
     prompt = tokenizer("### Response:").input_ids
     check_streaming(tokenizer, prompt, tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def prompts_with_one_start(length=20, count=6):
+    """Prompts that begin with the same tokens and go on with 1 to 12 others."""
+    draw = random.Random(5)
+    start = [draw.randrange(VOCABULARY) for _ in range(length)]
+    return [start + [draw.randrange(VOCABULARY) for _ in range(2 * n + 1)] for n in range(count)]
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt-neox", "gpt-2"])
+def test_a_start_that_all_prompts_share_is_computed_once_and_changes_no_answer(shape, tokenizer):
+    model, prompts = random_model(shape), prompts_with_one_start()
+    start = start_of(model, prompts)
+    assert start.length == 20 and honours_padding(model, prompts, start)
+    options = dict(stop_ids=STOPS, max_new=30, context=CONTEXT)
+    together = generate_batch(model, tokenizer, prompts, start=start, **options)
+    again = generate_batch(model, tokenizer, prompts[::-1], start=start, **options)[::-1]
+    alone = [generate_batch(model, tokenizer, [prompt], **options)[0] for prompt in prompts]
+    assert together == again == alone
+    assert len({len(answer.ids) for answer in together}) > 2  # rows left the batch, and with them columns of pads
+
+
+def test_the_shared_start_is_fed_once_and_not_with_every_batch(tokenizer):
+    model, prompts, fed = random_model("llama"), prompts_with_one_start(), []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, options: fed.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        start = start_of(model, prompts)
+        for prompt in prompts:
+            generate_batch(model, tokenizer, [prompt], stop_ids=[], max_new=1, start=start)
+    finally:
+        hook.remove()
+    assert fed == [20, *(len(prompt) - 20 for prompt in prompts)]
+
+
+def test_no_start_is_shared_where_it_gains_nothing_or_would_be_wrong():
+    prompts = prompts_with_one_start()
+    assert start_of(random_model("llama"), prompts[:1]) is None
+    assert start_of(random_model("llama"), [prompt[10:] for prompt in prompts]) is None  # ten tokens are too few
+    for shape in ("gpt-neo with a window of 8", "mistral with a window of 8"):
+        assert start_of(random_model(shape), prompts) is None
+    same = [prompts[0]] * 2
+    assert start_of(random_model("llama"), same).length == len(prompts[0]) - 1  # the last token is left to feed

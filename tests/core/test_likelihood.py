@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from ftkit.core.batching import AUTO_TOKENS
 from ftkit.core.encoding import Example
-from ftkit.core.likelihood import row_likelihoods, small_batches, windows
+from ftkit.core.likelihood import as_batch, micro_batches_of, row_likelihoods, token_nats, windows
 
 torch.set_num_threads(1)
 VOCABULARY, CONTEXT = 120, 32
@@ -53,7 +54,7 @@ def plain_nats(model, example):
 @pytest.mark.parametrize("shape", ["llama", "gpt-2", "gpt-neo"])
 def test_the_likelihood_of_every_answer_is_that_of_a_plain_loop(shape):
     model, examples = random_model(shape), random_examples()
-    ours = row_likelihoods(model, examples, CONTEXT, VOCABULARY)
+    ours = row_likelihoods(model, examples, CONTEXT)
     for example, likelihood in zip(examples, ours, strict=True):
         nats, tokens = plain_nats(model, example)
         assert likelihood.tokens == tokens
@@ -71,16 +72,79 @@ def test_a_text_longer_than_the_context_is_read_in_windows_that_predict_each_tok
 def test_the_likelihood_of_a_long_text_is_the_sum_over_its_windows():
     model = random_model("llama")
     text = Example([i % VOCABULARY for i in range(100)], [True] * 100)
-    [whole] = row_likelihoods(model, [text], CONTEXT, VOCABULARY)
+    [whole] = row_likelihoods(model, [text], CONTEXT)
     parts = [plain_nats(model, piece) for piece in windows(text, CONTEXT)]
     assert whole.tokens == 99 == sum(tokens for _, tokens in parts)
     assert whole.nats == pytest.approx(sum(nats for nats, _ in parts), rel=1e-5)
 
 
-def test_micro_batches_stay_within_their_bytes_and_lose_no_row():
-    pieces = list(enumerate(random_examples(50)))
-    vocabulary = 2**28 // 4 // 40  # 40 counted tokens fill a micro-batch
-    batches = list(small_batches(pieces, vocabulary))
-    assert sorted(row for batch in batches for row, _ in batch) == list(range(50))
-    assert len(batches) > 5
-    assert all(len(batch) == 1 or sum(sum(piece.counted) for _, piece in batch) <= 40 for batch in batches)
+def examples_that_share():
+    """Two prompts, each with five answers of a few tokens, as the labels of a row are scored."""
+    draw = random.Random(3)
+    prompts = [[draw.randrange(VOCABULARY) for _ in range(length)] for length in (20, 25)]
+    answers = [[draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 5))] for _ in range(5)]
+    return [Example(p + a, [False] * len(p) + [True] * len(a)) for a in answers for p in prompts]
+
+
+def test_packed_rows_and_shared_starts_change_no_likelihood():
+    model, examples = random_model("llama"), [*random_examples(), *examples_that_share()]
+    for example, likelihood in zip(examples, row_likelihoods(model, examples, CONTEXT, packed=True), strict=True):
+        nats, tokens = plain_nats(model, example)
+        assert likelihood.tokens == tokens and likelihood.nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_a_shared_prompt_is_in_a_pack_once():
+    examples = examples_that_share()
+    [pack] = micro_batches_of(list(enumerate(examples)), packed=True)
+    assert sorted(row for row, _ in pack) == list(range(10))
+    fed = as_batch(pack, packed=True).input_ids.numel()
+    assert fed < 0.5 * sum(len(example.ids) for example in examples)
+
+
+def test_padded_micro_batches_stay_within_their_tokens_and_lose_no_row():
+    examples = [Example([1] * length, [False] + [True] * (length - 1)) for length in (5000, *range(2, 400))]
+    batches = micro_batches_of(list(enumerate(examples)), packed=False)
+    assert sorted(row for batch in batches for row, _ in batch) == list(range(len(examples)))
+    sizes = [len(batch) * max(len(piece.ids) for _, piece in batch) for batch in batches]
+    assert len(batches) > 5 and all(
+        size <= AUTO_TOKENS or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)
+    )
+
+
+def test_the_output_head_in_chunks_gives_the_same_likelihoods(monkeypatch):
+    model, examples = random_model("gpt-2"), random_examples()
+    whole = row_likelihoods(model, examples, CONTEXT)
+    monkeypatch.setattr("ftkit.core.likelihood.chunk_size", lambda vocabulary: 7)
+    for one, other in zip(whole, row_likelihoods(model, examples, CONTEXT), strict=True):
+        assert one.nats == pytest.approx(other.nats, rel=1e-6)
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing(monkeypatch):
+    model, examples = random_model("llama"), random_examples()
+    whole = row_likelihoods(model, examples, CONTEXT)
+
+    def scarce(model, batch):
+        if batch.input_ids.shape[0] > 3:
+            raise MemoryError
+        return token_nats(model, batch)
+
+    monkeypatch.setattr("ftkit.core.likelihood.token_nats", scarce)
+    for one, other in zip(whole, row_likelihoods(model, examples, CONTEXT), strict=True):
+        assert one.tokens == other.tokens and one.nats == pytest.approx(other.nats, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["stories260k", "tinystories-chat-3m"])
+def test_perplexity_of_real_models_on_real_text_is_that_of_a_plain_loop(name, shared):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ftkit.core.packing_check import packing_fault
+
+    folder = shared / "models" / name
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    texts = (shared / "data" / "chat" / "tinychat_val.txt").read_text(encoding="utf-8").split("\n\n")[:12]
+    examples = [Example(ids[:250], [True] * len(ids[:250])) for ids in (tokenizer(text).input_ids for text in texts)]
+    packed = packing_fault(model, examples, "cpu") is None
+    assert packed == (name == "stories260k")  # GPT-Neo brings its own attention
+    for example, found in zip(examples, row_likelihoods(model, examples, 256, packed=packed), strict=True):
+        nats, tokens = plain_nats(model, example)
+        assert (found.tokens, found.nats) == (tokens, pytest.approx(nats, rel=1e-5))

@@ -13,6 +13,7 @@ from ftkit.commands.train_choice import choose_folder, find_done, refuse_other_r
 from ftkit.commands.train_loop import Course, train
 from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weights_bytes
 from ftkit.commands.train_record import first_facts, recorded
+from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
 from ftkit.core.adapters import count_parameters, make_trainable
 from ftkit.core.encoding import Example
@@ -21,11 +22,11 @@ from ftkit.core.settings import TrainSettings
 from ftkit.io.adapter_folder import copy_trained, restore_adapter, save_adapter, save_model
 from ftkit.io.base_model import Base, config_sha256, load_weights, new_weights, weights_sha256
 from ftkit.io.card import Card
-from ftkit.io.checkpoint import Checkpoint, checkpoint_path, newest_checkpoint, read_checkpoint
+from ftkit.io.checkpoint import Checkpoint, checkpoint_path, checkpoint_steps, newest_checkpoint, read_checkpoint
 from ftkit.io.devices import dtype_name
 from ftkit.io.free_space import require_disk, require_memory
 from ftkit.io.quantization import keep_plain_layout, quantization_config, quantized_fingerprints
-from ftkit.io.run_folder import SCHEMA, RunFolder, mark_latest
+from ftkit.io.run_folder import SCHEMA, RunFolder
 from ftkit.io.run_lock import locked
 from ftkit.io.template import Template
 from ftkit.io.template_files import load_template
@@ -51,16 +52,16 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
         with recorded(folder, prepared, start.step if start else None) as (info, trackers):
             stop.check()
             model = load(prepared, start)
-            prepared = settle_packing(prepared, model)
+            prepared = settle_packing(prepared, model, start)
             info["plan"] = asdict(prepared.plan)
             show_plan(prepared, model)
             card = make_card(prepared, model)
             stop.check()
+            stop.hold()
             course = train(prepared, model, folder, card, stop, start, trackers)
             tell_course(prepared, course, info)
-            with stop.held():
-                save(prepared, model, folder, card, course, info)
-        mark_latest(folder)
+            save(prepared, model, folder, card, course, info)
+            write_report(folder, info)
     report(folder, info, settings.json)
 
 
@@ -94,19 +95,20 @@ def check_space(prepared: Prepared, folder: RunFolder) -> None:
     """Before anything is loaded: memory for the weights on a CPU, disk for --keep checkpoints and the one being made."""
     if prepared.device == "cpu" and not prepared.settings.init:
         require_memory(weights_bytes(prepared), f"loading {prepared.base.name}")
-    checkpoints = prepared.settings.keep + 1
+    checkpoints = max(1, prepared.settings.keep + 1 - len(checkpoint_steps(folder.path)))
     require_disk(folder.path, checkpoints * checkpoint_bytes(prepared), f"{checkpoints} checkpoints")
 
 
-def settle_packing(prepared: Prepared, model: nn.Module) -> Prepared:
-    """Padded batches, said, where the model does not honour packs."""
-    if not prepared.plan.pack:
+def settle_packing(prepared: Prepared, model: nn.Module, start: Checkpoint | None) -> Prepared:
+    """Padded batches, said, where the model does not honour packs. A run that is gone on with keeps what it found."""
+    if not prepared.plan.pack or (start is not None and start.values["pack"]):
         return prepared
-    fault = packing_fault(model, prepared.examples, prepared.device)
+    known = start.values["packing_fault"] if start is not None else None
+    fault = known or packing_fault(model, prepared.examples, prepared.device)
     if fault is None:
         return prepared
     console.info(f"rows are padded, not packed: {type(prepared.config).__name__.removesuffix('Config')}: {fault}")
-    return replace(prepared, plan=replace(prepared.plan, pack=False))
+    return replace(prepared, plan=replace(prepared.plan, pack=False), packing_fault=fault)
 
 
 def show_plan(prepared: Prepared, model: nn.Module) -> None:

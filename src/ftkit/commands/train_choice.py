@@ -5,9 +5,9 @@ from typing import Any
 
 from ftkit import console
 from ftkit.commands.train_plan import Prepared
-from ftkit.commands.train_record import differences
+from ftkit.commands.train_record import differences, remember
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.run_folder import COMPLETE, RunFolder, find_run, mark_latest, new_run, unfinished_runs
+from ftkit.io.run_folder import COMPLETE, RunFolder, find_run, new_run, unfinished_runs
 from ftkit.io.run_lock import is_locked
 
 SAFE_CHANGES = (
@@ -20,11 +20,13 @@ SAFE_CHANGES = (
 def find_done(prepared: Prepared) -> RunFolder | None:
     """The complete run that did just this already: in --run, or anywhere in runs/; it becomes the latest."""
     asked = prepared.settings.run
+    if prepared.settings.resume == "never":
+        return None
     done = (
         find_run(prepared.identity, complete=True) if asked is None else complete_run(RunFolder(Path(asked)), prepared)
     )
     if done is not None:
-        mark_latest(done)
+        remember(done, prepared)
     return done
 
 
@@ -33,7 +35,8 @@ def complete_run(run: RunFolder, prepared: Prepared) -> RunFolder | None:
     if not (run.path / "run.json").is_file():
         return None
     info = run.read_info()
-    return run if info.get("status") == COMPLETE and info.get("identity") == prepared.identity else None
+    is_whole = info.get("status") == COMPLETE and run.trained.is_dir()
+    return run if is_whole and info.get("identity") == prepared.identity else None
 
 
 def refuse_other_run(prepared: Prepared) -> None:
@@ -46,9 +49,10 @@ def refuse_other_run(prepared: Prepared) -> None:
         return
     info = RunFolder(Path(asked)).read_info()
     if info.get("identity") == prepared.identity:
-        if info.get("status") != COMPLETE and prepared.settings.resume == "never":
+        if prepared.settings.resume == "never":
             hint = "leave out --resume never, or give another --run"
-            raise UserError(f"{asked} holds an unfinished run", ExitCode.EXISTS, hint=hint)
+            state = "this run" if info.get("status") == COMPLETE else "this run, unfinished"
+            raise UserError(f"{asked} holds {state}", ExitCode.EXISTS, hint=hint)
         return
     changed = differences(info, prepared)
     words = ", ".join(changed.values()) or "the held-out rows or the template"

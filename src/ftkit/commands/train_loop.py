@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -19,7 +20,7 @@ from ftkit.core.packed_attention import packed_attention
 from ftkit.core.plan import within_memory
 from ftkit.core.training import StepResult, Training, begin_training, train_steps
 from ftkit.core.training_state import collect_state, restore_state
-from ftkit.errors import ExitCode, UserError
+from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.adapter_folder import write_adapter, write_model
 from ftkit.io.card import Card
 from ftkit.io.checkpoint import (
@@ -29,9 +30,10 @@ from ftkit.io.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
+from ftkit.io.devices import peak_memory
 from ftkit.io.run_folder import RunFolder
 from ftkit.io.trackers import Trackers
-from ftkit.stopping import Stopped, StopRequest
+from ftkit.stopping import TIME_LIMIT, Stopped, StopRequest
 
 AUTO_SECONDS = 600.0
 """Between checkpoints, where nothing else is asked for: what a sudden death may cost."""
@@ -120,14 +122,19 @@ def train(
     session = Session(prepared, model, folder, card, stop, training, Course(), rhythm_of_run(prepared), trackers)
     if start is not None:
         go_on(session, start)
-    with packed_attention(model) if plan.pack else nullcontext(), stop.held():
+    else:
+        folder.cut_log(0)  # what was logged before the first checkpoint is done again
+    with packed_attention(model) if plan.pack else nullcontext():
         try:
             run_steps(session)
         except Stopped:
             save(session)
-            raise stopped(session) from None
-        except UserError as error:
-            raise told_of_checkpoint(session, error) from None
+            raise stopped(session, start) from None
+        except (UserError, OSError, RuntimeError, MemoryError) as error:
+            told = told_of_checkpoint(session, error)
+            if told is error:
+                raise
+            raise told from None
     return session.course
 
 
@@ -147,18 +154,19 @@ def go_on(session: Session, start: Checkpoint) -> None:
     try:
         restore_state(training, start.tensors(), known)
         session.course = Course(**known["course"])
-        training.plan = replace(
-            training.plan,
-            micro_batch=min(training.plan.micro_batch, known["micro_batch"]),
-            micro_tokens=min(training.plan.micro_tokens, known["micro_tokens"]),
-        )
+        if known["asked"] == asked_sizes(session.prepared):  # not where --allow-change asks for others now
+            training.plan = replace(training.plan, **known["used"])
+        session.saving_seconds = known["saving_seconds"]
         session.folder.cut_log(known["log_bytes"])
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{start.path}: its training state does not fit this run: {error}",
             ExitCode.MODEL,
-            hint="--resume never begins a new run",
+            hint="give another --run, or without --run: --resume never",
         ) from None
+    if start.step > training.plan.steps:
+        made = f"{start.path.parent.parent}: {start.step:,} steps are made already"
+        raise UserError(f"{made}, --steps asks for {training.plan.steps:,}", ExitCode.MODEL, hint="more --steps")
     training.step = start.step
     session.saved = [step for step in checkpoint_steps(session.folder.path) if step <= start.step]
     console.info(f"going on after step {start.step:,} of {training.plan.steps:,}: {start.path}")
@@ -182,6 +190,8 @@ def run_steps(session: Session) -> None:
             progress.advance(note=f"loss {result.loss:.3f}  {result.tokens / result.seconds:,.0f} tokens/s")
             faults.point("step")
             settle(session)
+            if session.stop.deadline is not None and not session.saving_seconds:
+                save(session)  # how long that takes must be known before the time is over
             if not session.is_last and session.stop.is_due(result.seconds + session.saving_seconds):
                 raise Stopped
     validate(session, session.step)
@@ -215,11 +225,14 @@ def save(session: Session) -> None:
     tensors, values = collect_state(session.training)
     plan = session.training.plan
     values |= {
-        "identity": prepared.identity,
         "course": asdict(course),
-        "micro_batch": plan.micro_batch,
-        "micro_tokens": plan.micro_tokens,
+        "asked": asked_sizes(prepared),
+        "used": {"micro_batch": plan.micro_batch, "micro_tokens": plan.micro_tokens},
+        "pack": plan.pack,
+        "packing_fault": prepared.packing_fault,
+        "saving_seconds": session.saving_seconds,
         "log_bytes": session.folder.log_size(),
+        "needs": needed_checkpoints(session),
     }
     write = write_model if prepared.trains_model else write_adapter
 
@@ -235,26 +248,49 @@ def save(session: Session) -> None:
     session.saving_seconds = session.saved_at - began
 
 
-def stopped(session: Session) -> UserError:
+def asked_sizes(prepared: Prepared) -> list[int]:
+    """The size of micro-batches as settings and rows ask for it, before memory ran out."""
+    return [prepared.plan.micro_batch, prepared.plan.micro_tokens]
+
+
+def needed_checkpoints(session: Session) -> list[int]:
+    """Steps of other checkpoints that the run must have to end as it would have: the best one, with --early-stop."""
+    best = session.course.best_step
+    return [best] if session.prepared.settings.early_stop and best not in (None, session.step) else []
+
+
+def stopped(session: Session, start: Checkpoint | None) -> UserError:
     """What a person reads, and a scheduler gets, when a run ends before its time."""
+    if session.stop.reason == TIME_LIMIT and session.step == (start.step if start else 0):
+        return session.stop.error()
     where = f"stopped by {session.stop.reason} after step {session.step:,} of {session.prepared.plan.steps:,}"
     saved = f"; saved in {session.folder.path}" if session.saved_step is not None else ""
     return UserError(f"{where}{saved}", session.stop.exit_code, hint="the same command goes on from there")
 
 
-def told_of_checkpoint(session: Session, error: UserError) -> UserError:
-    """The error of a step, with what is left of the run: where memory ran out, the weights are whole and are saved."""
-    if error.exit_code == ExitCode.MEMORY:
-        save(session)
+def told_of_checkpoint(session: Session, error: Exception) -> Exception:
+    """The error of a run, with what is left of it. Where a pass lacked memory the weights are whole, and are saved."""
+    if isinstance(error, UserError):
+        what, code, hint = error.message, error.exit_code, error.hint
+        if code == ExitCode.MEMORY:
+            save(session)
+    elif isinstance(error, OSError):
+        what, code = f"{error.filename or session.folder.path}: {error.strerror or error}", ExitCode.IO
+        hint = "make room or mend the disk, and the same command goes on"
+    elif is_out_of_memory(error):  # in the optimizer's step: some weights may have moved
+        what, code = f"step {session.step + 1:,}: out of memory in the optimizer's step", ExitCode.MEMORY
+        hint = "--optimizer adamw-8bit, fewer --targets, or --qlora; ftkit estimate-memory says what fits"
+    else:
+        return error
     last = session.saved_step
     left = f"the last checkpoint is {checkpoint_path(session.folder.path, last)}" if last else "there is no checkpoint"
-    return UserError(f"{error.message}; {left}", error.exit_code, hint=error.hint)
+    return UserError(f"{what}; {left}", code, hint=hint)
 
 
 def record_step(session: Session, result: StepResult) -> None:
     """A line of metrics.jsonl, and what the run has behind it now."""
     line = {**asdict(result), "tokens_per_second": round(result.tokens / result.seconds, 1)}
-    log(session, line)
+    log(session, {**line, "peak_memory_bytes": peak_memory(session.prepared.device)})
     course = session.course
     recent = course.losses[-SPIKE_WINDOW:]
     if len(recent) == SPIKE_WINDOW and result.loss > SPIKE * median(recent):
@@ -294,7 +330,12 @@ def validate(session: Session, step: int) -> None:
     def work(batches: list[Batch]) -> tuple[float, int]:
         return mean_loss(session.model, polled(batches, session.stop), prepared.device)
 
-    (loss, counted), _ = within_memory(session.training.plan, prepared.valid_examples, work)
+    (loss, counted), used = within_memory(session.training.plan, prepared.valid_examples, work)
+    if used != session.training.plan:
+        record_event(session, "out of memory on the held-out rows: they went through in smaller micro-batches")
+    if not isfinite(loss):
+        hint = "look for NaN in the weights of the base, or make --lr smaller"
+        raise UserError(f"step {step:,}: the held-out loss is {loss}", ExitCode.DIVERGED, hint=hint)
     log(session, {"step": step, "valid_loss": loss, "valid_counted": counted})
     course.validations.append((step, loss))
 

@@ -69,6 +69,8 @@ class Prepared:
     identity: str
     rehearsed: nn.Module
     """The model on the meta device, with what the method trains set free."""
+    packing_fault: str | None = None
+    """Why rows are padded though packs were asked for."""
 
     @property
     def trains_model(self) -> bool:
@@ -98,6 +100,9 @@ def prepare(settings: TrainSettings) -> Prepared:
     rehearsed = rehearse(settings, base, config, dtype)
     settings = replace(settings, max_length=cap_length(settings.max_length, config))
     examples, valid_rows, valid_examples, ledger = make_examples(settings, data, encoder)
+    if settings.early_stop and not valid_examples:
+        hint = "--valid 0.05, or a file; or leave out --early-stop"
+        raise UserError("--early-stop compares held-out losses, and no row is held out", ExitCode.DATA, hint=hint)
     plan = make_plan(settings, len(examples), max(len(e.ids) for e in examples))
     settings = replace(settings, micro_batch=str(plan.micro_batch), micro_tokens=str(plan.micro_tokens), lr=plan.lr,
                        dtype=dtype_name(dtype))  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import resource
 import shlex
 import sys
 import time
@@ -12,15 +11,13 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
-from ftkit import __version__
+from ftkit import __version__, console
 from ftkit.commands.train_plan import NOT_IDENTITY, Prepared, base_facts
 from ftkit.core.configuration import toml_value
 from ftkit.core.settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.devices import dtype_name
-from ftkit.io.run_folder import COMPLETE, RunFolder
+from ftkit.io.devices import dtype_name, peak_memory
+from ftkit.io.run_folder import COMPLETE, RunFolder, mark_latest
 from ftkit.io.trackers import Trackers, open_trackers
 from ftkit.stopping import Stopped
 
@@ -35,7 +32,7 @@ def differences(info: dict[str, Any], prepared: Prepared) -> dict[str, str]:
     changed = {
         key: f"{key} {old.get(key)} -> {new[key]}"
         for key in new
-        if key not in NOT_IDENTITY and old.get(key) != new[key]
+        if (key not in NOT_IDENTITY or (key == "save_every" and new["early_stop"])) and old.get(key) != new[key]
     }
     if info.get("data", {}).get("sha256") != prepared.data.sha256:
         changed["rows"] = "rows"
@@ -63,29 +60,43 @@ def recorded(folder: RunFolder, prepared: Prepared, resumed: int | None) -> Iter
         info["resumed_from"] = [*before.get("resumed_from", []), resumed]
         changed = list(differences(before, prepared).values())
         info["changes"] = before.get("changes", []) + ([{"step": resumed, "what": changed}] if changed else [])
-    trackers = open_trackers(
-        prepared.settings.tracker, folder, parameters(info), known=info["trackers"], done_steps=resumed or 0
-    )
-    info["trackers"] = trackers.known
-    folder.write_info(info)
-    folder.write_text("config.toml", config_text(prepared.settings))
-    folder.write_rows("valid.jsonl", prepared.valid_rows)
+    folder.write_info(info)  # first of all: a folder without it is no run
     started = time.perf_counter()
+    trackers = None
     try:
+        trackers = open_trackers(
+            prepared.settings.tracker, folder, parameters(info), known=info["trackers"], done_steps=resumed or 0
+        )
+        info["trackers"] = trackers.known
+        folder.write_info(info)
+        folder.write_text("config.toml", config_text(prepared.settings))
+        folder.write_rows("valid.jsonl", prepared.valid_rows)
         yield info, trackers
     except BaseException as error:
         info |= {"status": status_of(error), "error": str(error) or type(error).__name__}
         with suppress(OSError):  # a full disk must not hide what went wrong
             folder.write_info(info)
-        trackers.end(info["status"])
+        if trackers is not None:
+            trackers.end(info["status"])
         raise
     info |= {
         "status": COMPLETE,
         "seconds": round(time.perf_counter() - started, 2),
-        "measured_peak_bytes": measured_peak(prepared.device),
+        "measured_peak_bytes": peak_memory(prepared.device),
     }
     folder.write_info(info)
+    remember(folder, prepared)
     trackers.end(COMPLETE)
+
+
+def remember(folder: RunFolder, prepared: Prepared) -> None:
+    """runs/latest names this run. Where --run is elsewhere, a folder here that cannot be written is no fault of the run."""
+    try:
+        mark_latest(folder)
+    except OSError as error:
+        if prepared.settings.run is None:
+            raise
+        console.warn(f"runs/latest cannot be written ({error.strerror}): name the run to eval, merge and chat")
 
 
 def parameters(info: dict[str, Any]) -> dict[str, Any]:
@@ -144,10 +155,3 @@ def config_text(settings: TrainSettings) -> str:
     """The resolved settings as config.toml, which `ftkit train --config` repeats."""
     known = {key: value for key, value in asdict(settings).items() if value is not None and key not in NOT_REPEATED}
     return "[train]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in known.items())
-
-
-def measured_peak(device: str) -> int:
-    """Peak memory in bytes: of the GPU's allocator, or of this process."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftkit.core.batch_sizes import AUTO_TOKENS as AUTO_TOKENS
+from ftkit.core.batch_sizes import auto_micro_batch as auto_micro_batch
+from ftkit.core.batch_sizes import auto_micro_tokens as auto_micro_tokens
+from ftkit.core.batch_sizes import steps_per_epoch as steps_per_epoch
 from ftkit.core.encoding import Example
 from ftkit.core.packing import Pack, make_packs
 from ftkit.core.tree_attention import Layout, make_layout
 
 PAD_ID = 0
 """Any id will do: rows are padded on the right, causal attention never looks there, pads are never counted."""
-AUTO_TOKENS = 4096
-"""Tokens of a micro-batch that `--micro-tokens auto` and `--micro-batch auto` aim at, pads counted."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +116,3 @@ def global_batches(
         for at in range(skipped * batch, len(order), batch):
             yield epoch, [examples[i] for i in order[at : at + batch]]
         epoch, skipped = epoch + 1, 0
-
-
-def steps_per_epoch(rows: int, batch: int) -> int:
-    """Optimizer steps of one pass over the rows."""
-    return -(-rows // batch)
-
-
-def auto_micro_batch(longest: int, batch: int) -> int:
-    """Rows per forward pass that keep a micro-batch of the longest rows near AUTO_TOKENS."""
-    return max(1, min(batch, AUTO_TOKENS // max(1, longest)))
-
-
-def auto_micro_tokens(longest: int, rows: int | None) -> int:
-    """Tokens of a pack: AUTO_TOKENS, or what `rows` of the longest take where a number of rows was asked for."""
-    return max(AUTO_TOKENS, longest) if rows is None else rows * longest

@@ -1,11 +1,14 @@
-"""How sure a difference is: the paired bootstrap over rows.
+"""How sure a score or a difference is: the bootstrap over rows, paired for two models.
 
 Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004, section 3: rows are drawn with
 replacement, the same rows for both systems, and the score of each draw is computed anew.
+
+Legend: S sums that a score is computed from (nats and tokens; counts of n-grams), N rows, K draws.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,58 +16,74 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 DRAWN_AT_ONCE = 100
-"""Resamples held in memory at a time: DRAWN_AT_ONCE x rows counts of 8 bytes."""
+"""Resamples computed at a time: DRAWN_AT_ONCE x rows counts of 8 bytes."""
+MOST_KEPT = 20_000
+"""Rows up to which draws are kept for the next score: 80 MB; with more they are made anew each time."""
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.uint16]
+Statistic = Callable[[Floats], Floats]
+"""Sums over rows (S, K) -> the score (K,) of each column."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference, and the bounds that hold it with 95 % confidence."""
+    """A score or a difference, and the bounds that hold it with 95 % confidence."""
 
-    difference: float
+    value: float
     low: float
     high: float
 
     @property
     def is_clear(self) -> bool:
-        """True if no difference at all lies outside the bounds."""
+        """True if zero lies outside the bounds."""
         return self.low > 0 or self.high < 0
 
 
-def keep(value: Floats) -> Floats:
-    """The statistic of a mean: itself."""
-    return value
-
-
-def paired_interval(
-    base: Floats, tuned: Floats, weights: Floats | None = None, *, seed: int, of: Callable[[Floats], Floats] = keep
-) -> Interval:
-    """The difference of(tuned) - of(base) of a ratio of sums, with its 95 % interval.
-
-    base, tuned: (rows,) the sum of each row (nats of its tokens, or simply its score); weights: (rows,) what the sums
-    are divided by (its tokens; 1 for a mean over rows); `of` is applied to each ratio (exp makes a perplexity).
-    """
-    weights = np.ones_like(base) if weights is None else weights
-    columns = np.stack([base, tuned, weights])  # (3, rows)
-    low, high = np.quantile(resampled_differences(columns, seed, of), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    [difference] = difference_of(columns.sum(axis=1, keepdims=True), of)
-    return Interval(float(difference), float(low), float(high))
-
-
-def resampled_differences(columns: Floats, seed: int, of: Callable[[Floats], Floats]) -> Floats:
-    """(RESAMPLES,) the difference in each draw of as many rows as there are."""
-    rows = columns.shape[1]
-    generator = np.random.default_rng(seed)
-    draws = []
-    for _ in range(0, RESAMPLES, DRAWN_AT_ONCE):
-        times_drawn = generator.multinomial(rows, np.full(rows, 1 / rows), size=DRAWN_AT_ONCE)  # (draws, rows)
-        draws.append(difference_of(columns @ times_drawn.T, of))
-    return np.concatenate(draws)
-
-
-def difference_of(sums: Floats, of: Callable[[Floats], Floats]) -> Floats:
-    """(draws,) from the sums (3, draws) of base, tuned and weights."""
-    base, tuned, weights = sums
-    result: Floats = of(tuned / weights) - of(base / weights)
+def ratio(sums: Floats) -> Floats:
+    """The first sum over the second: nats over tokens, or scores over rows."""
+    result: Floats = sums[0] / sums[1]
     return result
+
+
+def score_interval(parts: Floats, *, seed: int, of: Statistic = ratio) -> Interval:
+    """The score of rows with their parts (S, N), and its interval."""
+    return bounds(value_of(parts, of), resampled(parts, seed, of))
+
+
+def paired_interval(base: Floats, tuned: Floats, *, seed: int, of: Statistic = ratio) -> Interval:
+    """The score of tuned (S, N) minus that of base (S, N), the same rows, with the interval of the difference."""
+    difference = value_of(tuned, of) - value_of(base, of)
+    # the same seed and number of rows draw the same rows
+    return bounds(difference, resampled(tuned, seed, of) - resampled(base, seed, of))
+
+
+def bounds(value: float, draws: Floats) -> Interval:
+    """The middle 95 % of the draws around a value."""
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def value_of(parts: Floats, of: Statistic) -> float:
+    """The score of all rows."""
+    return float(of(parts.sum(axis=1, keepdims=True))[0])
+
+
+def resampled(parts: Floats, seed: int, of: Statistic) -> Floats:
+    """(RESAMPLES,) the score of each draw of as many rows as there are."""
+    rows = parts.shape[1]
+    draws = kept_draws(rows, seed) if rows <= MOST_KEPT else new_draws(rows, seed)
+    return np.concatenate([of(parts @ times_drawn.T) for times_drawn in draws])
+
+
+@lru_cache(maxsize=2)
+def kept_draws(rows: int, seed: int) -> list[Counts]:
+    """The draws of a seed, made once for all scores of all models: most of the bootstrap's time."""
+    return list(new_draws(rows, seed))
+
+
+def new_draws(rows: int, seed: int) -> Iterator[Counts]:
+    """How often each row is drawn: RESAMPLES lines in blocks (K, N)."""
+    generator = np.random.default_rng(seed)
+    for _ in range(0, RESAMPLES, DRAWN_AT_ONCE):
+        yield generator.multinomial(rows, np.full(rows, 1 / rows), size=DRAWN_AT_ONCE).astype(np.uint16)

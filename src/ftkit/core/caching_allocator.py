@@ -137,7 +137,7 @@ class CachingAllocator:
 
     def _best_fit(self, pool: Pool, wanted: int) -> Block | None:
         free = self._free[pool]
-        place = bisect_left(free, wanted, key=lambda entry: entry[0])
+        place = bisect_left(free, (wanted,))  # shorter than an entry of that size, so before it
         return free.pop(place)[3] if place < len(free) else None
 
     def _grow(self, pool: Pool, wanted: int) -> Block:
@@ -226,18 +226,10 @@ class CachingAllocator:
             del self._tails[block.pool]
 
     def _remember(self, block: Block) -> None:
-        insort(self._free[block.pool], _entry(block), key=_order)
+        insort(self._free[block.pool], (block.size_bytes, block.segment, block.offset, block))
 
     def _forget(self, block: Block) -> None:
         free = self._free[block.pool]
-        place = bisect_left(free, _order(_entry(block)), key=_order)
+        place = bisect_left(free, (block.size_bytes, block.segment, block.offset))
         assert free[place][3] is block
         del free[place]
-
-
-def _entry(block: Block) -> FreeEntry:
-    return (block.size_bytes, block.segment, block.offset, block)
-
-
-def _order(entry: FreeEntry) -> tuple[int, int, int]:
-    return entry[:3]

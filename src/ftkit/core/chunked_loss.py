@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-CHUNK_LOGITS = 2**25
-"""Logits of a chunk: 128 MiB in float32, 1024 positions of 32,000 tokens."""
-SMALLEST_CHUNK = 256
-"""Positions of a chunk, however large the vocabulary is: fewer would make thin matrix products."""
+from ftkit.core.batch_sizes import CHUNK_LOGITS, SMALLEST_CHUNK
 
 
 def chunk_size(vocabulary: int) -> int:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftkit.core.bootstrap import Interval, keep, paired_interval
-from ftkit.core.scoring import LOWER_IS_BETTER, RowScore
+from ftkit.core.bootstrap import Floats, Interval, paired_interval, score_interval
+from ftkit.core.scoring import RowScore, is_lower_better, statistic_of
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tuned against base in one metric; won, lost and tied count rows."""
+    """One model against another in one metric; won, lost and tied count rows."""
 
     interval: Interval
     won: int
@@ -23,12 +23,22 @@ class Comparison:
 
 def compare(base: Sequence[RowScore], tuned: Sequence[RowScore], metric: str, *, seed: int) -> Comparison:
     """The paired comparison over the rows that have a part in the metric."""
-    pairs = [(a, b) for x, y in zip(base, tuned, strict=True) if (a := x.parts(metric)) and (b := y.parts(metric))]
-    before, after = np.array([a[0] for a, _ in pairs]), np.array([b[0] for _, b in pairs])
-    weights = np.array([b[1] for _, b in pairs])
-    interval = paired_interval(before, after, weights, seed=seed, of=np.exp if metric == "perplexity" else keep)
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    gains = sign * (after - before)
-    won, lost = int((gains > 0).sum()), int((gains < 0).sum())
-    verdict = "unclear" if not interval.is_clear else "better" if sign * interval.difference > 0 else "worse"
+    pairs = [(x, y) for x, y in zip(base, tuned, strict=True) if x.parts(metric) and y.parts(metric)]
+    before, after = ([pair[side] for pair in pairs] for side in (0, 1))
+    interval = paired_interval(columns(before, metric), columns(after, metric), seed=seed, of=statistic_of(metric))
+    sign = -1 if is_lower_better(metric) else 1
+    gains = [sign * (y.value(metric) - x.value(metric)) for x, y in pairs]
+    won, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    verdict = "unclear" if not interval.is_clear else "better" if sign * interval.value > 0 else "worse"
     return Comparison(interval, won, lost, len(pairs) - won - lost, verdict)
+
+
+def spread(rows: Sequence[RowScore], metric: str, *, seed: int) -> Interval:
+    """The metric over the rows that have a part in it, with its interval."""
+    having = [row for row in rows if row.parts(metric)]
+    return score_interval(columns(having, metric), seed=seed, of=statistic_of(metric))
+
+
+def columns(rows: Sequence[RowScore], metric: str) -> Floats:
+    """(sums, rows): what each row adds to the sums of the metric."""
+    return np.array([row.parts(metric) for row in rows], dtype=np.float64).T

@@ -15,11 +15,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.integrations import moe
 
 from ftkit.core.caching_allocator import KIB, MIB, round_up
 
@@ -32,10 +34,16 @@ class CudaKernels:
 
     has_flash: FlashAttention-2 kernels (compute capability 8.0 and above); without them, or with a mask,
     attention is memory-efficient. workspace_bytes: of one cuBLAS handle.
+
+    is_cpu: no card, but PyTorch's own kernels for the processor, which keep hardly any scratch memory.
     """
 
     has_flash: bool = True
     workspace_bytes: int = 8320 * KIB  # ":4096:2:16:8", the default below compute capability 9.0
+    is_cpu: bool = False
+
+
+CPU = CudaKernels(has_flash=False, workspace_bytes=0, is_cpu=True)
 
 
 HOPPER_WORKSPACE = 32 * MIB  # from compute capability 9.0 on
@@ -154,20 +162,35 @@ def cuda_choices(kernels: CudaKernels) -> Iterator[None]:
 
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                   is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
+        if kernels.is_cpu:
+            return cpu_attention(q, k, v, attn_mask, dropout_p, is_causal, scale)
         if uses_flash(kernels, q, attn_mask):
             return flash_attention(q, k, v, dropout_p, is_causal, scale)
         return efficient_attention(q, k, v, attn_mask, dropout_p, is_causal, scale)
 
     patches = {"scaled_dot_product_attention": attention, "dropout": dropout, "softmax": softmax,
                "log_softmax": log_softmax}  # fmt: skip
-    originals = {name: getattr(functional, name) for name in patches}
-    for name, patch in patches.items():
-        setattr(functional, name, patch)
+    if kernels.is_cpu:
+        patches = {"scaled_dot_product_attention": attention}
+    places: list[tuple[Any, str, Any]] = [(functional, name, patch) for name, patch in patches.items()]
+    places.append((moe, "_can_use_grouped_mm", partial(has_grouped_product, kernels)))
+    originals = [getattr(place, name) for place, name, _ in places]
+    for place, name, patch in places:
+        setattr(place, name, patch)
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(functional, name, original)
+        for (place, name, _), original in zip(places, originals, strict=True):
+            setattr(place, name, original)
+
+
+def has_grouped_product(kernels: CudaKernels, x: Tensor, weight: Tensor, offs: Tensor) -> bool:
+    """One kernel for the products of all experts: for bfloat16, on compute capability 8.0 and above.
+
+    Otherwise transformers multiplies expert by expert. Either way what is allocated depends on how many pairs of token and
+    expert there are, not on which expert a token goes to.
+    """
+    return x.dtype == torch.bfloat16 and (kernels.has_flash or kernels.is_cpu)
 
 
 def uses_flash(kernels: CudaKernels, q: Tensor, mask: Tensor | None) -> bool:
@@ -199,6 +222,21 @@ def efficient_attention(
     out: Tensor = aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, dropout_p, is_causal, scale=scale)[
         0
     ]
+    return out
+
+
+def cpu_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None
+) -> Tensor:
+    """(B, H, S, D) out of the processor's fused kernel; fewer key heads are copied for every query head."""
+    if k.shape[1] != q.shape[1]:
+        copies = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -math.inf)
+    out: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, dropout_p, is_causal, attn_mask=mask, scale=scale
+    )[0]
     return out
 
 

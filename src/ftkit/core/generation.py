@@ -6,6 +6,7 @@ Legend: B rows, T tokens of a row, V vocabulary.
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from torch import Tensor
 from ftkit.core.batching import PAD_ID
 from ftkit.core.encoding import decode_answer
 from ftkit.core.loss import selecting
+from ftkit.core.packing import SHORTEST_SHARED
+from ftkit.core.packing_check import window_of
 from ftkit.errors import ExitCode, UserError
 
 Finish = Literal["stop", "length"]
@@ -118,25 +121,48 @@ def beginning_of_stop(text: str, stop_strings: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are chosen: the likeliest token at temperature 0, else drawn by the seed; at most max_new tokens."""
+
+    max_new: int
+    temperature: float = 0.0
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class SharedStart:
+    """The tokens that all prompts of a task begin with, and their KV cache, of one row."""
+
+    length: int
+    cache: Any
+
+
 class Decoding:
     """Prompts that are continued together: a batch padded on the left, with its KV cache.
 
     Pads are masked and positions count from each row's first token, so a row's logits do not depend on its company.
     Rows that have ended are taken out with `keep`, and with them the columns that no remaining row needs.
+    With a shared start the pads stand behind it: its columns are the first of every row.
 
     lengths: tokens of each row so far; width: the longest of them. pending (B, T): tokens not yet in the cache.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], start: SharedStart | None = None) -> None:
         from transformers import DynamicCache
 
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.device = self.model.get_input_embeddings().weight.device
-        self.cache = DynamicCache(config=self.model.config)
         self.takes_positions = "position_ids" in signature(self.model.forward).parameters
         self.lengths = [len(prompt) for prompt in prompts]
         self.width = max(self.lengths)
-        padded = [[PAD_ID] * (self.width - len(prompt)) + list(prompt) for prompt in prompts]
+        self.shared = start.length if start else 0
+        if start:
+            self.cache = deepcopy(start.cache)
+            self.cache.batch_repeat_interleave(len(prompts))
+        else:
+            self.cache = DynamicCache(config=self.model.config)
+        padded = [[PAD_ID] * (self.width - len(prompt)) + list(prompt[self.shared :]) for prompt in prompts]
         self.pending = torch.tensor(padded, dtype=torch.int64, device=self.device)
 
     @torch.no_grad()
@@ -145,12 +171,12 @@ class Decoding:
         rows, new = self.pending.shape
         options: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
         columns = torch.arange(self.width, device=self.device)
-        # (B, 1): the column of each row's first token
-        first = torch.tensor([self.width - length for length in self.lengths], device=self.device).unsqueeze(1)
+        # (B, 1): how many columns of each row are pads
+        pads = torch.tensor([self.width - length for length in self.lengths], device=self.device).unsqueeze(1)
         if min(self.lengths) < self.width:
-            options["attention_mask"] = (columns >= first).long()
+            options["attention_mask"] = ((columns < self.shared) | (columns >= self.shared + pads)).long()
         if self.takes_positions:
-            options["position_ids"] = (columns[-new:] - first).clamp(min=0)
+            options["position_ids"] = (columns[-new:] - pads).clamp(min=0)
         last = torch.arange(1, rows + 1, device=self.device) * new - 1
         with selecting(self.model.get_output_embeddings(), last):
             out = self.model(input_ids=self.pending, **options)
@@ -177,8 +203,33 @@ class Decoding:
         if columns == 0 or any(type(layer) is not DynamicLayer for layer in layers):
             return
         for layer in layers:
-            layer.keys, layer.values = layer.keys[:, :, columns:], layer.values[:, :, columns:]
+            layer.keys, layer.values = (without_columns(t, self.shared, columns) for t in (layer.keys, layer.values))
         self.width -= columns
+
+
+def without_columns(tensor: Tensor, at: int, count: int) -> Tensor:
+    """(B, H, T, d) without `count` columns from `at`."""
+    rest = tensor[:, :, at + count :]
+    return torch.cat([tensor[:, :, :at], rest], dim=2) if at else rest
+
+
+def start_of(model: Any, prompts: Sequence[Sequence[int]]) -> SharedStart | None:
+    """What all prompts begin with (a template's preamble, examples), computed once; None where that gains or holds not.
+
+    Pads between the start and the rest would move an attention window, so models that have one compute all of it.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    shortest = min((len(prompt) for prompt in prompts), default=0) - 1  # of each, one token at least is left to feed
+    length = next((at for at, same in enumerate(zip(*prompts, strict=False)) if len(set(same)) > 1), shortest)
+    length = min(length, shortest)
+    if len(prompts) < 2 or length < SHORTEST_SHARED or window_of(model) is not None:
+        return None
+    decoding = Decoding(model, [prompts[0][:length]])
+    decoding.logits()
+    if not decoding.takes_positions or any(type(layer) is not DynamicLayer for layer in decoding.cache.layers):
+        return None
+    return SharedStart(length, decoding.cache)
 
 
 def generate_batch(
@@ -192,17 +243,19 @@ def generate_batch(
     temperature: float = 0.0,
     seed: int = 42,
     context: int | None = None,
+    start: SharedStart | None = None,
 ) -> list[Answer]:
     """Answers to prompts (ids), generated together, in the order of the prompts; each as it would be alone.
 
     max_new and context (tokens of prompt and answer together) end an answer with finish `length`.
+    start: what all of them begin with, from `start_of` these prompts or more.
     """
     writings = [
         Writing(tokenizer, prompt, stop_ids, stop_strings, room_for(prompt, max_new, context)) for prompt in prompts
     ]
     alive = [row for row, writing in enumerate(writings) if writing.finish is None]
     choosers = [chooser(temperature, seed, prompt) for prompt in prompts]
-    decoding = Decoding(model, [writings[row].prompt for row in alive]) if alive else None
+    decoding = Decoding(model, [writings[row].prompt for row in alive], start) if alive else None
     while decoding is not None and alive:
         tokens = choose_tokens(decoding.logits(), [choosers[row] for row in alive])
         going = [place for place, row in enumerate(alive) if writings[row].take(tokens[place])]
@@ -229,15 +282,15 @@ def length_batches(prompts: Sequence[Sequence[int]], rows: int, *, equal_lengths
     return batches
 
 
-def honours_padding(model: Any, prompts: Sequence[Sequence[int]]) -> bool:
-    """True if the shortest prompt beside the longest has the same next token as alone, and nearly the same logits.
+def honours_padding(model: Any, prompts: Sequence[Sequence[int]], start: SharedStart | None = None) -> bool:
+    """True if the shortest prompt beside the longest has nearly the same next logits as alone.
 
     Checked by trying: an architecture may ignore attention masks or positions without a word (recurrent ones do).
     """
     short, long = min(filter(None, prompts), key=len, default=()), max(prompts, key=len, default=())
     if len(short) == len(long):
         return True
-    alone, together = Decoding(model, [short]).logits()[0], Decoding(model, [short, long]).logits()[0]
+    alone, together = Decoding(model, [short]).logits()[0], Decoding(model, [short, long], start).logits()[0]
     spread = float(alone.max() - alone.min())
     return float((alone - together).abs().max()) <= MOST_ROUNDING * spread
 

@@ -1,8 +1,13 @@
 """The cards people fine-tune on: how much of their memory a process can use, and what they can compute.
 
-usable_bytes is what the driver offers (`total_memory` of the device properties, the "total capacity" of an
-out-of-memory message): less than the name says, because of error correction and the driver's own share. Where
-hosts and drivers differ, the smallest one seen is taken. A process then spends some of it on its CUDA context.
+usable_bytes is the "total capacity" that PyTorch's out-of-memory messages state (what the driver gives: less than the name
+says, because of error correction and the driver's own share). Read from public logs and issues on 2026-11-20, the
+smallest figure found for a card, as hosts and drivers differ by up to 1 %: T4 14.56 (to 14.74), 24 GB data centre cards 21.95
+(to 21.99), RTX 3090 and 4090 23.52 (to 23.69), A100 40 GB 39.25 (to 39.56), L40S 44.31 (to 44.67), A100 and H100 80 GB 79.10
+(to 79.33), H200 139.72 (to 139.81), B200 178.35. Nothing of this was measured by us; a size such as 24GB is taken as it is.
+
+A process then spends some of it on its CUDA context: 141 MiB were measured on a T4 (FitCheck's runs); 500 MiB for every
+other card is an assumption, from the 300 to 600 MiB that are reported.
 """
 
 import re
@@ -12,7 +17,7 @@ from ftkit.core.caching_allocator import GIB, MIB
 from ftkit.errors import ExitCode, UserError, did_you_mean
 
 MEASURED_CONTEXT = 141 * MIB  # T4, torch 2.10 to 2.14
-ASSUMED_CONTEXT = 500 * MIB  # not measured by us; 300 to 600 MiB are reported for newer cards
+ASSUMED_CONTEXT = 500 * MIB
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Gpu:
         """What should stay free: 2 % of the memory, at least 300 MiB."""
         return max(int(0.02 * self.usable_bytes), 300 * MIB)
 
+    def holds(self, reserved_bytes: int) -> bool:
+        """A process whose allocator reserves so much fits, with the margin and its context."""
+        return reserved_bytes + self.context_bytes + self.margin_bytes <= self.usable_bytes
+
 
 GPUS: dict[str, Gpu] = {
     key: Gpu(name, int(gib * GIB), capability, context)
@@ -53,7 +62,7 @@ GPUS: dict[str, Gpu] = {
         ("a10", "NVIDIA A10", 21.98, (8, 6), ASSUMED_CONTEXT),
         ("3090", "GeForce RTX 3090", 23.67, (8, 6), ASSUMED_CONTEXT),
         ("4090", "GeForce RTX 4090", 23.52, (8, 9), ASSUMED_CONTEXT),
-        ("a100-40", "NVIDIA A100 40GB", 39.38, (8, 0), ASSUMED_CONTEXT),
+        ("a100-40", "NVIDIA A100 40GB", 39.25, (8, 0), ASSUMED_CONTEXT),
         ("a100-80", "NVIDIA A100 80GB", 79.14, (8, 0), ASSUMED_CONTEXT),
         ("l40s", "NVIDIA L40S", 44.31, (8, 9), ASSUMED_CONTEXT),
         ("h100", "NVIDIA H100 80GB", 79.10, (9, 0), ASSUMED_CONTEXT),
@@ -67,7 +76,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb|g|mib|mb|m)", re.IGNORECASE)
 UNITS = {"gib": GIB, "gb": 10**9, "g": 10**9, "mib": MIB, "mb": 10**6, "m": 10**6}
 
 
-def find_gpu(text: str) -> Gpu:
+def find_gpu(text: str, flag: str = "--gpu") -> Gpu:
     """A card by its name (`t4`, `RTX 4090`, `A100-80GB`) or by a size (`24GB` = 24 x 10^9 bytes, `24GiB`).
 
     Raises UserError (usage) for anything else, with the nearest name.
@@ -76,16 +85,16 @@ def find_gpu(text: str) -> Gpu:
     if size:
         usable = int(float(size[1]) * UNITS[size[2].lower()])
         if usable <= 0:
-            raise UserError(f"--gpu {text}: a card without memory", ExitCode.USAGE, hint="for example --gpu 24GB")
+            raise UserError(f"{flag} {text}: a card without memory", ExitCode.USAGE, hint=f"for example {flag} 24GB")
         return Gpu(f"a card of {text.strip()}", usable, None)
     plain = re.sub(r"nvidia|geforce|tesla|[\s_-]", "", text.lower())
     by_name = {key.replace("-", ""): key for key in GPUS} | ALIASES
     if plain in by_name:
         return GPUS[by_name[plain]]
     if plain == "a100":
-        raise UserError("--gpu a100: which one?", ExitCode.USAGE, hint="a100-40 or a100-80")
+        raise UserError(f"{flag} a100: which one?", ExitCode.USAGE, hint="a100-40 or a100-80")
     raise UserError(
-        f"--gpu {text}: no such card in the table",
+        f"{flag} {text}: no such card in the table",
         ExitCode.USAGE,
         hint=f"{did_you_mean(text.lower(), list(GPUS))}give one of {', '.join(GPUS)}, or a size such as 24GB",
     )

@@ -1,18 +1,27 @@
-"""How likely a model finds the answers that it should give: nats per row, in micro-batches that stay small."""
+"""How likely a model finds the answers that it should give: nats per row, in micro-batches that stay small.
+
+Legend: N counted tokens of a micro-batch, D width, V vocabulary.
+"""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from ftkit.core.batching import AUTO_TOKENS, make_batch
+from ftkit.core.batching import AUTO_TOKENS, Batch, make_batch, pack_to_batch
+from ftkit.core.chunked_loss import causal_model, chunk_size, counted_hidden, logits_of_rows
 from ftkit.core.encoding import Example
 from ftkit.core.loss import counted_logits
+from ftkit.core.out_of_memory import in_halves
+from ftkit.core.packed_attention import packed_attention
+from ftkit.core.packing import make_pack, rows_of_packs
 
-LOGITS_BYTES = 2**28
-"""Float32 logits of one micro-batch, unless a single row has more."""
+Piece = tuple[int, Example]
+"""A window of a row, with the row's number."""
 
 
 @dataclass(frozen=True)
@@ -23,31 +32,74 @@ class Likelihood:
     tokens: int
 
 
-@torch.no_grad()
-def row_likelihoods(model: Any, examples: Sequence[Example], context: int | None, vocabulary: int) -> list[Likelihood]:
-    """One for each example, in their order; an example longer than `context` tokens is read in windows."""
-    device = model.get_input_embeddings().weight.device
+def row_likelihoods(
+    model: Any, examples: Sequence[Example], context: int | None, *, packed: bool = False
+) -> list[Likelihood]:
+    """One for each example, in their order; an example longer than `context` tokens is read in windows.
+
+    packed: rows one after another in a sequence, what they share from their start computed once. Only for models that
+    `packing_fault` finds fit.
+    """
     nats, tokens = [0.0] * len(examples), [0] * len(examples)
     pieces = [(row, piece) for row, example in enumerate(examples) for piece in windows(example, context)]
-    for batch in small_batches(pieces, vocabulary):
-        for (row, piece), value in zip(
-            batch, batch_nats(model, [piece for _, piece in batch], device.type), strict=True
-        ):
-            nats[row] += value
-            tokens[row] += sum(piece.counted[1:])
+    with attention_for(model, packed=packed):
+        for batch in micro_batches_of(pieces, packed=packed):
+            for rows, values in in_halves(lambda part: batch_nats(model, part, packed=packed), batch):
+                for (row, piece), value in zip(rows, values, strict=True):
+                    nats[row] += value
+                    tokens[row] += sum(piece.counted[1:])
     return [Likelihood(*pair) for pair in zip(nats, tokens, strict=True)]
 
 
-def batch_nats(model: Any, examples: Sequence[Example], device: str) -> list[float]:
-    """Nats of the counted tokens of each example: -log p(token | tokens before it), summed in float64."""
-    batch = make_batch(examples).to(device)
-    logits = counted_logits(model, batch.input_ids, batch.counted)
-    each = F.cross_entropy(logits.float(), batch.labels, reduction="none")  # (N,)
-    rows = batch.counted.cpu() // batch.input_ids.shape[1]
-    sums: list[float] = (
-        torch.zeros(len(examples), dtype=torch.float64).index_add_(0, rows, each.double().cpu()).tolist()
-    )
-    return sums
+def attention_for(model: Any, *, packed: bool) -> AbstractContextManager[None]:
+    """Inside, the model's attention understands the batches."""
+    return packed_attention(model) if packed else nullcontext()
+
+
+def batch_nats(model: Any, pieces: Sequence[Piece], *, packed: bool) -> list[float]:
+    """Nats of the counted tokens of each piece: -log p(token | tokens before it), summed in float64."""
+    batch = as_batch(pieces, packed=packed).to(device_of(model))
+    return sums_by_piece(token_nats(model, batch), pieces)
+
+
+def sums_by_piece(values: Tensor, pieces: Sequence[Piece]) -> list[float]:
+    """The sum over each piece's counted tokens, which stand in `values` (N,) piece after piece."""
+    counts = [sum(piece.counted[1:]) for _, piece in pieces]
+    return [float(part.double().sum()) for part in torch.split(values.cpu(), counts)]
+
+
+def as_batch(pieces: Sequence[Piece], *, packed: bool) -> Batch:
+    """Pieces as one padded or packed micro-batch."""
+    examples = [piece for _, piece in pieces]
+    return pack_to_batch(make_pack(examples, share=True)) if packed else make_batch(examples)
+
+
+def device_of(model: Any) -> str:
+    """Where a model's inputs belong."""
+    kind: str = model.get_input_embeddings().weight.device.type
+    return kind
+
+
+@torch.no_grad()
+def token_nats(model: Any, batch: Batch) -> Tensor:
+    """-log p of each counted token (N,), float32: the body once, then the output head in chunks."""
+    size = chunk_size(model.get_output_embeddings().weight.shape[0])
+    hidden = hidden_of(model, batch) if batch.counted.numel() > size else None
+    if hidden is None:
+        return nats_of(counted_logits(model, batch.input_ids, batch.counted, **batch.packing), batch.labels)
+    parts = zip(torch.split(hidden, size), torch.split(batch.labels, size), strict=True)
+    return torch.cat([nats_of(logits_of_rows(causal_model(model), rows), labels) for rows, labels in parts])
+
+
+def hidden_of(model: Any, batch: Batch) -> Tensor | None:
+    """Hidden states (N, D) of the body at the counted places; None for a model whose body cannot be watched."""
+    first = batch.counted[:1]  # one position goes through the head: the body is what this pass is for
+    return counted_hidden(model, batch.counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing))
+
+
+def nats_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label) of logits (n, V), in float32 -> (n,)."""
+    return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def windows(example: Example, context: int | None) -> Iterator[Example]:
@@ -63,18 +115,19 @@ def windows(example: Example, context: int | None) -> Iterator[Example]:
             yield piece
 
 
-def small_batches(pieces: list[tuple[int, Example]], vocabulary: int) -> Iterator[list[tuple[int, Example]]]:
-    """Micro-batches, longest first: at most AUTO_TOKENS padded tokens and LOGITS_BYTES of logits, or a single piece."""
-    batch: list[tuple[int, Example]] = []
-    counted = 0
+def micro_batches_of(pieces: Sequence[Piece], *, packed: bool) -> list[list[Piece]]:
+    """All pieces in micro-batches of at most AUTO_TOKENS tokens (pads counted, shared ones once), or a single piece.
+
+    In a pack the pieces stand in the order in which their tokens are counted.
+    """
+    if packed:
+        row_of = {id(piece): row for row, piece in pieces}
+        packs = rows_of_packs([piece for _, piece in pieces], AUTO_TOKENS, share=True)
+        return [[(row_of[id(piece)], piece) for piece in pack] for pack in packs]
+    batches: list[list[Piece]] = []
     for row, piece in sorted(pieces, key=lambda item: -len(item[1].ids)):
-        more = sum(piece.counted)
-        longest = len(batch[0][1].ids) if batch else 0
-        too_long = (len(batch) + 1) * longest > AUTO_TOKENS
-        if batch and (too_long or (counted + more) * vocabulary * 4 > LOGITS_BYTES):
-            yield batch
-            batch, counted = [], 0
-        batch.append((row, piece))
-        counted += more
-    if batch:
-        yield batch
+        longest = len(batches[-1][0][1].ids) if batches else 0
+        if not batches or (len(batches[-1]) + 1) * longest > AUTO_TOKENS:
+            batches.append([])
+        batches[-1].append((row, piece))
+    return batches

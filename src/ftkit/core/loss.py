@@ -73,8 +73,10 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch], device: str) -> tuple[
     was_training = model.training
     model.eval()
     nats, tokens = 0.0, 0
-    for batch in batches:
-        nats += float(summed_loss(model, batch.to(device)))
-        tokens += batch.counted.numel()
-    model.train(was_training)
+    try:
+        for batch in batches:
+            nats += float(summed_loss(model, batch.to(device)))
+            tokens += batch.counted.numel()
+    finally:  # where memory runs out it is tried again, and a stop is saved: the mode must not stay behind
+        model.train(was_training)
     return nats / tokens, tokens

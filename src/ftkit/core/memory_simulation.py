@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,53 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ftkit.core.adapters import count_parameters, trainable_parameters
 from ftkit.core.caching_allocator import Block, CachingAllocator
 from ftkit.core.cuda_operators import SCRATCH, STAND_INS, CudaKernels, cuda_choices
+from ftkit.core.memory_estimate import MemoryEstimate, Part, Phase
+from ftkit.core.meta_kernels import run_on_meta
 from ftkit.core.optimizer_memory import optimizer_memory
-
-
-class Part(StrEnum):
-    """What a byte is for; the parts of an estimate add up to the allocated bytes at the peak."""
-
-    FROZEN = "frozen weights"
-    QUANTISATION = "quantisation constants"
-    TRAINED = "trained weights"
-    GRADIENTS = "gradients"
-    OPTIMIZER = "optimizer"
-    ACTIVATIONS = "activations"
-    LOGITS = "logits and loss"
-    TEMPORARIES = "temporaries"
-    WORKSPACE = "cuBLAS workspace"
-
-
-class Phase(StrEnum):
-    """When something happens."""
-
-    LOAD = "load"
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    OPTIMIZER = "optimizer"
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on the device, as torch.cuda.max_memory_allocated() and max_memory_reserved() would give them.
-
-    parts: allocated bytes at the peak instant, with the allocator's rounding; they add up to allocated_bytes.
-    phases: the highest allocated bytes of each phase. peak_module: where in the model the peak is, as a
-    dotted name, or empty. loaded_bytes: allocated once model and adapter are on the device.
-    retries: how often the cache had to be given back to stay within the card's capacity.
-    """
-
-    trained_parameters: int
-    total_parameters: int
-    loaded_bytes: int
-    allocated_bytes: int
-    reserved_bytes: int
-    parts: dict[Part, int]
-    phases: dict[Phase, int]
-    peak_phase: Phase
-    peak_module: str
-    peak_operator: str
-    retries: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +49,8 @@ def simulate(
     micro_steps: int = 1,
     is_padded: bool = False,
     load_dtype: torch.dtype | None = None,
+    keeps_into_next: bool = False,
+    evaluates: bool = False,
 ) -> MemoryEstimate:
     """The peak memory of loading a model and of two optimizer steps.
 
@@ -100,12 +58,16 @@ def simulate(
     forward pass and gives the scalar loss, or the loss and whatever else the caller keeps until the optimizer
     step is over. micro_steps: forward and backward passes per optimizer step; more than one keep their
     gradients. is_padded: the answer to "does this batch hold padding", which decides for a mask.
-    load_dtype: the dtype of the checkpoint, if the model is quantised or cast after loading.
+    load_dtype: the dtype of the checkpoint, if the model is quantised or cast after loading. keeps_into_next: what the
+    caller keeps ends only when the next forward pass has given its own. evaluates: after the steps, step(model) runs
+    once more without gradients.
 
     Raises OutOfMemoryError where the device has a capacity and the run does not fit; NotImplementedError or
     RuntimeError from an operator that the meta device does not know.
     """
-    model = build()
+    look_past_libraries()
+    with quiet():
+        model = build()
     model.train()
     tracker = AllocationTracker(CachingAllocator(
         capacity_bytes=device.capacity_bytes, expandable_segments=device.expandable_segments
@@ -116,7 +78,9 @@ def simulate(
         tracker.hold(device.kernels.workspace_bytes, Part.WORKSPACE)
     gc.collect()  # a cycle left by the builder must not end within the simulation
     with quiet(), cuda_choices(device.kernels), tracker.follow(model), tracker:
-        run_steps(tracker, model, step, optimizer_kind, micro_steps)
+        run_steps(tracker, model, step, optimizer_kind, micro_steps, keeps_into_next=keeps_into_next)
+        if evaluates:
+            evaluate(tracker, model, step)
     trained, total = count_parameters(model)
     peak = tracker.peak
     return MemoryEstimate(
@@ -134,12 +98,21 @@ def simulate(
     )
 
 
+@cache
+def look_past_libraries() -> None:
+    """What is loaded by now will stay: the collector need not look through it at each of our calls (a third of a second)."""
+    gc.collect()
+    gc.freeze()
+
+
 def run_steps(
     tracker: "AllocationTracker",
     model: nn.Module,
     step: Callable[[nn.Module], Tensor | tuple[Tensor, Any]],
     optimizer_kind: str,
     micro_steps: int,
+    *,
+    keeps_into_next: bool = False,
 ) -> None:
     """Two optimizer steps: the second one finds the optimizer's states already there.
 
@@ -165,11 +138,23 @@ def run_steps(
             for size in optimizer.shared + [size for sizes in optimizer.per_tensor for size in sizes]:
                 tracker.hold(size, Part.OPTIMIZER)
         tracker.scratch(optimizer.scratch)
-        del kept
+        if not keeps_into_next:
+            del kept
         for each in parameters if micro_steps == 1 else ():
             each.grad = None
     for hook in hooks:
         hook.remove()
+
+
+@torch.no_grad()
+def evaluate(tracker: "AllocationTracker", model: nn.Module, step: Callable[[nn.Module], Any]) -> None:
+    """One pass over held-out rows between two optimizer steps: no gradients are left, none are made."""
+    for each in trainable_parameters(model):
+        each.grad = None
+    model.eval()
+    tracker.enter(Phase.EVALUATION)
+    step(model)
+    model.train()
 
 
 # ---------------------------------------------------------------- the tracker
@@ -195,6 +180,8 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.phase_peaks: dict[Phase, int] = {}
         self.phase = Phase.LOAD
         self._live: dict[int, tuple[Block | None, Part]] = {}
+        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._operators: dict[Any, str] = {}
         self._bytes_by_part = dict.fromkeys(Part, 0)
         self._operator = ""
         self._places = ModulePlaces()
@@ -202,7 +189,10 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and account for what it allocates."""
         kwargs = kwargs or {}
-        self._operator = name = str(func)
+        name = self._operators.get(func)
+        if name is None:
+            name = self._operators[func] = str(func)
+        self._operator = name
         is_on_meta = bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
         if is_on_meta and name == "aten._local_scalar_dense.default":
             return self._answer(args[0].dtype)
@@ -213,7 +203,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 out = replacement(*args, **kwargs)
         else:
-            out = func(*args, **kwargs)
+            out = run_on_meta(func, args, kwargs)
         for each in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(each, Tensor):
                 self.track(each, self._part_now())
@@ -224,7 +214,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def enter(self, phase: Phase) -> None:
         """Begin a phase of the step."""
         self.phase = phase
-        if phase is Phase.FORWARD:
+        if phase in (Phase.FORWARD, Phase.EVALUATION):
             self._places.forget()
         self._mark()
 
@@ -238,7 +228,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         block = self.allocator.malloc(storage.nbytes())
         self._live[key] = (block, part)
-        weakref.finalize(storage, self._end, key)
+        self._ends[key] = weakref.ref(storage, lambda _: self._end(key))
         self._count(block, part, +1)
 
     def retag(self, tensor: Tensor | None, part: Part) -> None:
@@ -288,7 +278,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _part_now(self) -> Part:
         if self.phase is Phase.LOAD:
             return Part.FROZEN
-        if self.phase is Phase.FORWARD:
+        if self.phase in (Phase.FORWARD, Phase.EVALUATION):
             return Part.LOGITS if self._places.is_past_head else Part.ACTIVATIONS
         if self.phase is Phase.BACKWARD:
             if self._places.is_in_head_backward:
@@ -298,6 +288,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _end(self, key: int) -> None:
         block, part = self._live.pop(key)
+        del self._ends[key]
         self._count(block, part, -1)
         self.allocator.free(block)
 
@@ -313,7 +304,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.phase_peaks[self.phase] = max(now, self.phase_peaks.get(self.phase, 0))
         if now > self.peak.allocated_bytes:
             parts = {part: size for part, size in self._bytes_by_part.items() if size}
-            where = self._places.name_now(self.phase) if self.phase in (Phase.FORWARD, Phase.BACKWARD) else ""
+            where = "" if self.phase in (Phase.LOAD, Phase.OPTIMIZER) else self._places.name_now(self.phase)
             self.peak = Peak(now, parts, self.phase, where, self._operator)
 
 
@@ -323,22 +314,24 @@ class ModulePlaces:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._head: int | None = None
+        self._body: int | None = None
         self._stack: list[str] = []
         self._starts: list[int] = []  # sequence numbers at which ...
         self._owners: list[str] = []  # ... this module began to run
-        self._open_heads = 0
+        self._open_bodies = 0
         self.is_past_head = False
 
     def read(self, model: nn.Module) -> None:
-        """Learn the modules' names and which one makes the logits."""
+        """Learn the modules' names, which one makes the logits, and which the hidden states in front of it."""
         self._names = {id(module): name for name, module in model.named_modules()}
-        get_head = getattr(model, "get_output_embeddings", None)
+        get_head, get_body = (getattr(model, name, None) for name in ("get_output_embeddings", "get_decoder"))
         self._head = id(get_head()) if get_head is not None else None
+        self._body = id(get_body()) if get_body is not None else None
 
     def forget(self) -> None:
         """A new forward pass begins."""
         self._stack, self._starts, self._owners = [], [], []
-        self._open_heads, self.is_past_head = 0, False
+        self._open_bodies, self.is_past_head = 0, False
 
     @property
     def is_in_forward(self) -> bool:
@@ -347,8 +340,8 @@ class ModulePlaces:
 
     @property
     def is_in_head_backward(self) -> bool:
-        """The gradient has not passed the output head yet."""
-        return self._open_heads > 0
+        """The gradient has not reached the body's hidden states yet."""
+        return self._open_bodies > 0
 
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Hook before each module's forward."""
@@ -357,19 +350,20 @@ class ModulePlaces:
         self._note(name)
         if id(module) == self._head:
             self.is_past_head = True
-            if args and isinstance(args[0], Tensor) and args[0].requires_grad:
-                self._open_heads += 1
-                args[0].register_hook(self._close_head)  # type: ignore[no-untyped-call]
 
     def end(self, module: nn.Module, args: Any, out: Any) -> None:
         """Hook after each module's forward, also where it was cut short."""
         if self._stack:
             self._stack.pop()
+        hidden = out[0] if id(module) == self._body and out is not None else None
+        if isinstance(hidden, Tensor) and hidden.requires_grad:
+            self._open_bodies += 1
+            hidden.register_hook(self._close_body)  # type: ignore[no-untyped-call]
         self._note(self._stack[-1] if self._stack else "")
 
     def name_now(self, phase: Phase) -> str:
         """The innermost module that runs, or that made the autograd node that runs."""
-        if self._stack or phase is Phase.FORWARD:
+        if self._stack or phase is not Phase.BACKWARD:
             return self._stack[-1] if self._stack else ""
         node = torch._C._current_autograd_node()
         if node is None or not self._starts:
@@ -377,8 +371,8 @@ class ModulePlaces:
         place = bisect_right(self._starts, node._sequence_nr()) - 1
         return self._owners[place] if 0 <= place < len(self._owners) - 1 else ""
 
-    def _close_head(self, gradient: Tensor) -> None:
-        self._open_heads -= 1
+    def _close_body(self, gradient: Tensor) -> None:
+        self._open_bodies -= 1
 
     def _note(self, name: str) -> None:
         self._starts.append(torch._C._autograd._get_sequence_nr())

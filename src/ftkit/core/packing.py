@@ -82,9 +82,15 @@ def make_packs(examples: Sequence[Example], most_tokens: int, *, share: bool) ->
 
     Rows of a single token feed and train nothing: they are in no pack.
     """
+    return [make_pack(rows, share=share) for rows in rows_of_packs(examples, most_tokens, share=share)]
+
+
+def rows_of_packs(examples: Sequence[Example], most_tokens: int, *, share: bool) -> list[list[Example]]:
+    """Which rows go into which pack. `make_pack` counts their tokens in this order, row after row."""
     examples = [example for example in examples if len(example.ids) > 1]
     chunks = chunks_that_share(examples, most_tokens) if share else [([e], len(e.ids) - 1) for e in examples]
-    return [make_pack(rows, share=share) for rows in best_fit(chunks, most_tokens)]
+    packs = best_fit(chunks, most_tokens)
+    return [sorted(rows, key=lambda example: example.ids) for rows in packs] if share else packs
 
 
 def chunks_that_share(examples: Sequence[Example], most_tokens: int) -> list[tuple[list[Example], int]]:

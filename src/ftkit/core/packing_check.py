@@ -12,6 +12,7 @@ from ftkit.core.loss import counted_logits
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.packing import SHORTEST_SHARED, make_pack
 from ftkit.core.tree_attention import tree_attention
+from ftkit.errors import is_out_of_memory
 
 TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 1e-2, torch.float32: 5e-5, torch.float64: 1e-6}
 """Largest relative difference of logits that rounding explains: ten times what models of 8 layers show."""
@@ -43,6 +44,8 @@ def packing_fault(model: Any, examples: Sequence[Example], device: str) -> str |
         IndexError,
         RuntimeError,
     ) as error:  # its forward pass does not know positions or layouts
+        if is_out_of_memory(error):
+            raise
         return f"it cannot be told of packs ({str(error).splitlines()[0][:120]})"
     finally:
         model.train(was_training)

@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
-
 from ftkit.core.batching import Batch, micro_batches, packed_batches
 from ftkit.core.encoding import Example
+from ftkit.core.out_of_memory import give_memory_back
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 
 T = TypeVar("T")
@@ -53,9 +52,7 @@ def within_memory(plan: Plan, rows: Sequence[Example], work: Callable[[list[Batc
             if not is_out_of_memory(error):
                 raise
             reason = str(error).strip().splitlines()[:1]
-        # outside of the handler: the traceback would hold what the failed pass allocated
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_memory_back()
         smaller = halved(plan, rows)
         if smaller is None:
             raise UserError(

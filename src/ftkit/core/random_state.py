@@ -37,4 +37,5 @@ def restore_torch(tensors: dict[str, Tensor]) -> None:
     torch.set_rng_state(tensors["random.torch"])
     if torch.cuda.is_available():
         states = [tensors[key] for key in sorted(tensors) if key.startswith("random.cuda.")]
-        torch.cuda.set_rng_state_all(states)
+        for device, state in zip(range(torch.cuda.device_count()), states, strict=False):  # fewer may be here now
+            torch.cuda.set_rng_state(state, device)

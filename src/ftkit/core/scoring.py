@@ -1,144 +1,151 @@
-"""Predictions -> scores: what each generated answer is worth, and what the rows are worth together.
+"""What rows are worth together: each metric is computed from sums over rows, so that rows can be drawn anew.
 
-Scores of a row lie between 0 and 1, higher is better. Loss, perplexity and bits per byte are better when lower.
+Loss, perplexity and bits per byte are better when lower, all others when higher. BLEU and chrF go from 0 to 100, as
+everybody gives them; all other scores from 0 to 1.
 """
 
 import math
-import re
-import string
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from ftkit.core.columns import PLACEHOLDER
+import numpy as np
+
+from ftkit.core.answer_scores import FIELD
+from ftkit.core.bootstrap import Floats, Statistic, ratio
+from ftkit.core.labels import macro_f1
 from ftkit.core.likelihood import Likelihood
+from ftkit.core.translation_scores import bleu_of_counts, chrf_of_counts
 
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
-FIELD = "field."
-"""Scores of single fields are called `field.product`."""
-SHOWN_IN_ORDER = ("exact_match", "f1", "rouge", "field_accuracy", FIELD, "stopped")
-LATIN = re.compile("[A-Za-z]")
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "forgetting")
+LIKELIHOODS = ("loss", "perplexity", "bits_per_byte")
+NAMES = {
+    "loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte",
+    "chosen_likelier": "chosen likelier", "chosen_likelier_per_token": "chosen likelier per token",
+    "accuracy": "accuracy", "macro_f1": "macro-F1",
+    "text_accuracy": "accuracy of the text", "text_macro_f1": "macro-F1 of the text",
+    "exact_match": "exact match", "extracted_match": "extracted match", "extracted": "extracted", "f1": "token F1",
+    "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L",
+    "json_valid": "valid JSON", "schema_valid": "fits the schema", "json_equal": "same JSON",
+    "field_accuracy": "field accuracy",
+}  # fmt: skip
+"""Metrics in the order in which they are shown, and their names in words; scorers, fields and `stopped` follow."""
+ROW_LEVEL = {"macro_f1": "accuracy", "text_macro_f1": "text_accuracy"}
+"""What a row has won or lost by, in a metric that a single row does not have."""
 
 
 @dataclass(frozen=True)
 class RowScore:
-    """All that is known of one row for one model; rows of plain text have no answer."""
+    """All that is known of one row for one model; `predictions` are empty where nothing is generated.
+
+    bytes: UTF-8 bytes of the text that the likelihood is about. predictions, finishes, lengths (tokens): one a seed.
+    scores: means over the seeds. counts: sums of metrics that are no means over rows.
+    extracted: what --extract found in the first answer.
+    rejected: the likelihood of the rejected answer of a pair. label: the likeliest label of a row of classes.
+    """
 
     likelihood: Likelihood
     bytes: int
-    """UTF-8 bytes of the text that the likelihood is about."""
-    prediction: str | None = None
-    finish: str | None = None
+    predictions: tuple[str, ...] = ()
+    finishes: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    rejected: Likelihood | None = None
+    label: str | None = None
+    extracted: str | None = None
 
-    def parts(self, metric: str) -> tuple[float, float] | None:
-        """(sum, what it is divided by) of the row in a metric; None where it has no part in it.
+    @property
+    def prediction(self) -> str | None:
+        """The answer, the first seed's where there are several."""
+        return self.predictions[0] if self.predictions else None
 
-        Nats over tokens, bits over bytes, a score over 1.
+    def parts(self, metric: str) -> tuple[float, ...] | None:
+        """What the row adds to the sums of a metric; None where it has no part in it.
+
+        Nats and tokens, bits and bytes, a score and 1, or counts.
         """
         if metric in ("loss", "perplexity"):
             return self.likelihood.nats, self.likelihood.tokens
         if metric == "bits_per_byte":
             return self.likelihood.nats / math.log(2), max(1, self.bytes)
+        if metric in self.counts:
+            return self.counts[metric]
         return (self.scores[metric], 1.0) if metric in self.scores else None
+
+    def value(self, metric: str) -> float:
+        """The row's own score in a metric that it has a part in."""
+        metric = ROW_LEVEL.get(metric, metric)
+        if metric in self.scores:
+            return self.scores[metric]
+        parts = self.parts(metric)
+        assert parts is not None
+        return parts[0] / max(parts[1], 1)
 
 
 def metrics_of(rows: Sequence[RowScore]) -> list[str]:
     """The metrics that any of these rows has, in the order in which they are shown."""
-    found = dict.fromkeys(name for row in rows for name in row.scores)
-    return [
-        *LOWER_IS_BETTER,
-        *sorted(found, key=lambda name: [name.startswith(start) for start in SHOWN_IN_ORDER].index(True)),
-    ]
+    found = dict.fromkeys(name for row in rows for name in (*row.scores, *row.counts))
+    return [*LIKELIHOODS, *sorted(found, key=place_of)]
+
+
+def place_of(metric: str) -> int:
+    """For sorting: known metrics in their order, then those of scorers, then fields as the rows have them, `stopped`."""
+    if metric in NAMES:
+        return list(NAMES).index(metric)
+    return 1002 if metric == "stopped" else 1001 if metric.startswith(FIELD) else 1000
+
+
+def is_lower_better(metric: str) -> bool:
+    """True for losses."""
+    return metric in LOWER_IS_BETTER
+
+
+def statistic_of(metric: str) -> Statistic:
+    """How a metric is computed from the sums of its parts; the ratio of two sums unless it is a special one."""
+    special: dict[str, Statistic] = {
+        "perplexity": perplexity,
+        "bleu": partial(each_column, bleu_of_counts),
+        "chrf": partial(each_column, chrf_of_counts),
+        "macro_f1": macro_f1,
+        "text_macro_f1": macro_f1,
+    }
+    return special.get(metric, ratio)
+
+
+def perplexity(sums: Floats) -> Floats:
+    """exp(nats per token), as far as a float goes."""
+    result: Floats = np.exp(np.minimum(ratio(sums), 700.0))
+    return result
+
+
+def each_column(of: Callable[[Floats], float], sums: Floats) -> Floats:
+    """A score of one set of sums, for every column of (S, K)."""
+    return np.array([of(column) for column in sums.T], dtype=np.float64)
 
 
 def total(rows: Sequence[RowScore], metric: str) -> float:
-    """The metric over all rows that have a part in it: the ratio of their sums; perplexity is exp(nats per token)."""
+    """The metric over all rows that have a part in it."""
     parts = [part for row in rows if (part := row.parts(metric)) is not None]
-    ratio = sum(part[0] for part in parts) / sum(part[1] for part in parts)
-    return math.exp(min(ratio, 700.0)) if metric == "perplexity" else ratio
+    return float(statistic_of(metric)(np.array(parts, dtype=np.float64).sum(axis=0)[:, None])[0])
 
 
-def score_answer(
-    prediction: str, reference: str, *, stopped: bool, fields: Mapping[str, str], rouge: bool
-) -> dict[str, float]:
-    """The scores of one generated answer; `fields` are the values that its instruction names."""
-    scores = {"exact_match": float(prediction.strip() == reference.strip()), "f1": token_f1(prediction, reference)}
-    if rouge:
-        scores |= rouge_scores(prediction, reference)
-    named = field_scores(prediction, reference, fields)
-    if named:
-        scores["field_accuracy"] = sum(named.values()) / len(named)
-        scores |= {FIELD + name: score for name, score in named.items()}
-    return scores | {"stopped": float(stopped)}
+def label_of(metric: str) -> str:
+    """The name of a metric in words."""
+    return "field " + metric.removeprefix(FIELD) if metric.startswith(FIELD) else NAMES.get(metric, metric)
 
 
-def token_f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of the words in common.
-
-    Rajpurkar et al., SQuAD, arXiv:1606.05250, section 6.1; without words as in the evaluation script of version 2.
-    """
-    ours, theirs = normal_words(prediction), normal_words(reference)
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * common / (len(ours) + len(theirs))
-
-
-def normal_words(text: str) -> list[str]:
-    """Words in lower case without punctuation and articles, as SQuAD's evaluation compares them."""
-    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
-
-
-def rouge_scores(prediction: str, reference: str) -> dict[str, float]:
-    """F measures of ROUGE-1 and ROUGE-L (Lin, ROUGE, ACL 2004), by the rouge-score library, without stemming."""
-    scored = rouge_scorer().score(target=reference, prediction=prediction)
-    return {"rouge1": float(scored["rouge1"].fmeasure), "rougeL": float(scored["rougeL"].fmeasure)}
-
-
-@cache
-def rouge_scorer() -> Any:
-    """The library's scorer, made once."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
-
-
-def rouge_can_read(references: Sequence[str]) -> bool:
-    """True if the references have Latin letters: rouge-score makes words of those and of digits only."""
-    return any(LATIN.search(reference) for reference in references)
-
-
-def field_scores(prediction: str, reference: str, fields: Mapping[str, str]) -> dict[str, float]:
-    """For each field whose value the reference contains, in any case: does the prediction contain it too?"""
-    ours, theirs = prediction.casefold(), reference.casefold()
-    wanted = {name: value.strip().casefold() for name, value in fields.items()}
-    return {name: float(value in ours) for name, value in wanted.items() if value and value in theirs}
-
-
-def read_fields(pattern: str, instruction: str) -> dict[str, str]:
-    """The values that `ftkit prep` put into a pattern, such as `Write the text. product: {product}`, read back.
-
-    Nothing if the instruction does not have the pattern's form.
-    """
-    names, expression = pattern_expression(pattern)
-    found = expression.fullmatch(instruction)
-    return dict(zip(names, found.groups(), strict=True)) if found else {}
-
-
-@cache
-def pattern_expression(pattern: str) -> tuple[list[str], re.Pattern[str]]:
-    """(names of a pattern's fields, expression for what it fills to, one group a field)."""
-    names, expression, end = [], "", 0
-    for found in PLACEHOLDER.finditer(pattern):
-        expression += re.escape(pattern[end : found.start()])
-        end = found.end()
-        if found[0] in ("{{", "}}"):
-            expression += re.escape(found[0][0])
-        else:
-            names.append(found[1])
-            expression += "(.*?)"
-    return names, re.compile(expression + re.escape(pattern[end:]), re.DOTALL)
+def merged(seeds: Sequence[RowScore]) -> RowScore:
+    """One row from its answers under several seeds: scores are averaged, counts added."""
+    if len(seeds) == 1:
+        return seeds[0]
+    return replace(
+        seeds[0],
+        predictions=tuple(text for row in seeds for text in row.predictions),
+        finishes=tuple(finish for row in seeds for finish in row.finishes),
+        lengths=tuple(length for row in seeds for length in row.lengths),
+        scores={name: sum(row.scores[name] for row in seeds) / len(seeds) for name in seeds[0].scores},
+        counts={
+            name: tuple(map(sum, zip(*(row.counts[name] for row in seeds), strict=True))) for name in seeds[0].counts
+        },
+    )

@@ -36,6 +36,10 @@ class StepResult:
     seconds: float
 
 
+MOST_SKIPPED = 30
+"""Steps in a row that float16's scaler may skip: it begins at 2^16 and halves each time, so it has found its scale by then."""
+
+
 @dataclass
 class Training:
     """What goes from step to step beside the model, and into a checkpoint.
@@ -66,6 +70,7 @@ def train_steps(
     model.train()
     plan = training.plan
     order = global_batches(examples, plan.batch, plan.seed, training.step)
+    skipped = 0
     while training.step < plan.steps:
         started = time.perf_counter()
         step = training.step + 1
@@ -76,7 +81,8 @@ def train_steps(
         counted = sum(batch.counted.numel() for batch in batches)
         norm = update(model, training.optimizer, training.scaler, plan.max_grad_norm)
         loss = float(nats) / counted
-        require_finite(loss, norm, step, half=training.scaler.is_enabled())
+        skipped = 0 if math.isfinite(norm) else skipped + 1
+        require_finite(loss, norm, step, half=training.scaler.is_enabled() and skipped <= MOST_SKIPPED)
         training.step = step
         tokens = sum(batch.tokens for batch in batches)
         yield StepResult(step, epoch, loss, rate, norm, tokens, counted, time.perf_counter() - started)
@@ -151,5 +157,5 @@ def require_finite(loss: float, norm: float, step: int, *, half: bool) -> None:
         raise UserError(
             f"step {step}: the loss is {loss}, the gradient norm {norm}: training diverged",
             ExitCode.DIVERGED,
-            hint="make --lr smaller, or look at the rows of this step",
+            hint="make --lr smaller (a run that is gone on with takes --allow-change for it), or look at the step's rows",
         )

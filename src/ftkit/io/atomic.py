@@ -162,12 +162,15 @@ def is_staged(path: Path) -> bool:
     return path.name.startswith(".tmp-")
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what processes of this host left staged, for this name or for all, when they died."""
-    pattern = f".tmp-{name if name == '*' else escape(name)}-{escape(socket.gethostname())}-*-*"
-    for leftover in folder.glob(pattern):
+def remove_leftovers(folder: Path, name: str = "*", *, all_hosts: bool = False) -> None:
+    """Remove what processes of this host left staged, for this name or for all, when they died.
+
+    all_hosts: whoever they were, and alive or not: where a lock says that nobody else works in the folder.
+    """
+    host = "*" if all_hosts else escape(socket.gethostname())
+    for leftover in folder.glob(f".tmp-{name if name == '*' else escape(name)}-{host}-*-*"):
         pid = leftover.name.rsplit("-", 2)[1]
-        if pid.isdigit() and not is_alive(int(pid)):
+        if all_hosts or (pid.isdigit() and not is_alive(int(pid))):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 

@@ -48,7 +48,7 @@ def write_checkpoint(
     """Write the checkpoint of a step; `fill` puts the trained weights into its folder."""
     path = checkpoint_path(run, step)
     path.parent.mkdir(exist_ok=True)  # fails where somebody took the run away: it must not begin anew from here
-    with atomic_folder(path, replace=True, extra={"step": step}) as folder:
+    with atomic_folder(path, replace=True) as folder:
         fill(folder)
         (folder / TRAINING).mkdir()
         faults.point("write")
@@ -72,14 +72,24 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest one that is whole; damaged ones are named and passed over. None if there is none."""
+    """The newest one that is whole, as are those that it needs; others are named and passed over. None: there is none.
+
+    A checkpoint of a run that stops early needs the best one, which the run will give in the end.
+    """
     if (run / FOLDER).is_dir():
-        remove_leftovers(run / FOLDER)
+        remove_leftovers(run / FOLDER, all_hosts=True)  # the run is locked: nobody else is making anything there
     for step in reversed(checkpoint_steps(run)):
+        path = checkpoint_path(run, step)
         try:
-            return read_checkpoint(checkpoint_path(run, step))
+            found = read_checkpoint(path)
+            for needed in found.values["needs"]:
+                read_checkpoint(checkpoint_path(run, needed))
+            return found
         except UserError as error:
-            console.warn(f"{error.message}: going back to the checkpoint before")
+            what = error.message
+        except OSError as error:
+            what = f"{path}: {error.strerror}"
+        console.warn(f"{what}: going back behind step {step:,}")
     return None
 
 

@@ -1,5 +1,7 @@
 """Where to compute and in which number format."""
 
+import resource
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -60,3 +62,10 @@ def cpu_computes_bf16() -> bool:
 def dtype_name(dtype: torch.dtype) -> DtypeName:
     """bf16, fp16 or fp32."""
     return NAMES[dtype]
+
+
+def peak_memory(device: str) -> int:
+    """The largest use so far in bytes: of the GPU's allocator, or of this process."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -7,7 +7,7 @@ from typing import Any
 from ftkit import console
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.jsonl import STDIN, read_rows, source_name
-from ftkit.io.records import Kind, check_row
+from ftkit.io.records import TRAINED, Kind, check_row, refuse_tool_calls
 
 
 @dataclass(frozen=True)
@@ -21,29 +21,34 @@ class RowFile:
     template: str | None
 
 
-def read_row_file(source: str, command: str) -> RowFile:
-    """All rows of a file or of stdin (`-`); the first bad one is a data error at its place. `command` is for hints."""
+def read_row_file(source: str, command: str, *, kinds: tuple[Kind, ...] = TRAINED) -> RowFile:
+    """All rows of a file or of stdin (`-`); the first bad one is a data error at its place.
+
+    `command` is for hints; `kinds` are those that it can use.
+    """
     if source == STDIN and console.is_terminal(sys.stdin):
         hint = f"ftkit {command} rows.jsonl, or: ftkit prep FILE --template alpaca | ftkit {command} -"
         raise UserError("no rows: stdin is a terminal", ExitCode.USAGE, hint=hint)
     name = source_name(source)
     rows: list[dict[str, Any]] = []
     places: list[str] = []
-    kinds: dict[Kind, str] = {}
+    found: dict[Kind, str] = {}
     for number, row in read_rows(source):
         place = f"{name}:{number}"
-        kinds.setdefault(check_row(row, place), place)
+        found.setdefault(check_row(row, place, kinds=kinds), place)
+        for turns in (row.get("messages"), row.get("prompt"), row.get("chosen"), row.get("rejected")):
+            refuse_tool_calls(turns if isinstance(turns, list) else [], place)
         rows.append(row)
         places.append(place)
     if not rows:
         raise UserError(
             f"{name}: 0 rows", ExitCode.DATA, hint="make some: ftkit prep FILE --template alpaca > rows.jsonl"
         )
-    if len(kinds) > 1:
-        first = "; ".join(f"{kind} at {place}" for kind, place in kinds.items())
+    if len(found) > 1:
+        first = "; ".join(f"{kind} at {place}" for kind, place in found.items())
         hint = f"{command} takes one kind at a time"
-        raise UserError(f"rows of {len(kinds)} kinds in one file: {first}", ExitCode.DATA, hint=hint)
-    return RowFile(name, rows, places, next(iter(kinds)), one_template(rows, places))
+        raise UserError(f"rows of {len(found)} kinds in one file: {first}", ExitCode.DATA, hint=hint)
+    return RowFile(name, rows, places, next(iter(found)), one_template(rows, places))
 
 
 def one_template(rows: list[dict[str, Any]], places: list[str]) -> str | None:

@@ -60,6 +60,7 @@ class RunFolder:
 
     def write_info(self, info: dict[str, Any]) -> None:
         """run.json, replaced as a whole."""
+        self.path.stat()  # fails where somebody took the run away: it must not begin anew from here
         with atomic_file(self.path / "run.json") as file:
             file.write(json.dumps({"schema": SCHEMA, **info}, indent=1, ensure_ascii=False) + "\n")
 
@@ -77,7 +78,9 @@ class RunFolder:
             info = None
         if not isinstance(info, dict):
             raise UserError(
-                f"{self.path / 'run.json'}: damaged", ExitCode.MODEL, hint="remove the run and train it again"
+                f"{self.path / 'run.json'}: damaged",
+                ExitCode.MODEL,
+                hint="copy it back, or give another --run; its checkpoints are adapters that chat and eval open",
             )
         return info
 
@@ -86,6 +89,12 @@ class RunFolder:
         faults.point("write")
         with self.metrics.open("ab") as file:
             file.write(orjson.dumps(line) + b"\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        if not self.metrics.is_file():
+            return []
+        return [orjson.loads(line) for line in self.metrics.read_bytes().splitlines()]
 
     def cut_log(self, size: int) -> None:
         """Leave the first `size` bytes of metrics.jsonl: what was logged later is done again."""

@@ -31,9 +31,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """True while a living process holds the folder."""
+    """True while a living process holds the folder; also where that cannot be seen."""
     try:
-        with locked(folder):
+        with (folder / NAME).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except UserError:
+    except FileNotFoundError:
+        return False
+    except OSError:
         return True

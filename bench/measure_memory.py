@@ -1,0 +1,137 @@
+"""Measure the memory of real training steps over a grid: python bench/measure_memory.py [--small] [-o FILE.csv]
+
+One command for a machine with a CUDA GPU: every line of GRID is run in a process of its own as
+`ftkit estimate-memory --measure --json`, with random weights of the model's sizes, so that nothing is downloaded. The
+file has the columns of tests/published/measured.csv: `python bench/score_memory.py FILE.csv` scores it anywhere, without
+a GPU. What the card is too small for is said and left out. Without a GPU, --small runs models of half a gigabyte on the
+CPU, where the growth of the process is measured. `notes` holds the options of each run, as they were typed.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import IO, Any
+
+PUBLISHED = Path(__file__).parents[1] / "tests" / "published"
+COLUMNS = (
+    *("model", "method", "quant", "rank", "targets", "seq_len", "micro_batch", "grad_ckpt", "optimizer", "dtype"),
+    *("attention", "n_gpus", "strategy", "measured_gib", "gpu", "source", "metric", "framework", "versions"),
+    *("quality", "notes"),
+)
+GRID = [
+    (model, options)
+    for model in ("HuggingFaceTB/SmolLM2-1.7B", "meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B")
+    for options in (
+        "--lora --gradient-checkpointing on",
+        "--lora --gradient-checkpointing off --micro-batch 1",
+        "--qlora --gradient-checkpointing on",
+        "--qlora --gradient-checkpointing on --max-length 4096",
+        "--qlora --gradient-checkpointing off --micro-batch 1 --targets q_proj,v_proj --r 64",
+        "--load-in-8bit --gradient-checkpointing on",
+        "--lora --gradient-checkpointing on --pack off --micro-batch 4 --dropout 0.05",
+        "--full --dtype bf16 --gradient-checkpointing on --optimizer adamw-8bit",
+        "--full --dtype bf16 --gradient-checkpointing on --optimizer paged-adamw-8bit",
+    )
+] + [
+    ("HuggingFaceTB/SmolLM2-1.7B", "--full --gradient-checkpointing on"),
+    ("HuggingFaceTB/SmolLM2-1.7B", "--full --gradient-checkpointing off --micro-batch 1 --batch 1"),
+    ("HuggingFaceTB/SmolLM2-360M", "--full --dtype bf16 --gradient-checkpointing off --optimizer sgd"),
+    ("HuggingFaceTB/SmolLM2-135M", "--lora --dtype fp32 --gradient-checkpointing off"),
+    ("Qwen/Qwen2.5-1.5B-Instruct", "--qlora --gradient-checkpointing on --micro-batch 8 --max-length 1024"),
+]
+SMALL = [
+    ("HuggingFaceTB/SmolLM2-135M", f"{options} --max-length 256 --batch 4 --micro-batch 2 --dtype {dtype}")
+    for dtype in ("bf16", "fp32")
+    for options in (
+        "--lora --gradient-checkpointing off",
+        "--lora --gradient-checkpointing on",
+        "--qlora --gradient-checkpointing on",
+        "--load-in-8bit --gradient-checkpointing off",
+        "--full --gradient-checkpointing on",
+        "--full --gradient-checkpointing off --optimizer adamw-8bit --pack off",
+    )
+]
+METRICS = {
+    "allocated_bytes": "max_memory_allocated",
+    "reserved_bytes": "max_memory_reserved",
+    "resident_bytes": "growth of resident memory",
+}
+
+
+def measure(folder: Path, options: str) -> dict[str, Any] | None:
+    """One run in a process of its own; None where it is too large, or fails, which is said."""
+    command = [sys.executable, "-m", "ftkit", "estimate-memory", "--measure", "--json", "-q", "--model", str(folder)]
+    done = subprocess.run([*command, *shlex.split(options)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        sys.stderr.write(f"left out (exit {done.returncode}): {(done.stderr.strip().splitlines() or ['?'])[0]}\n")
+        return None
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def rows_of(model: str, options: str, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each number that was measured."""
+    run = report["run"]
+    shared = {
+        "model": model,
+        "method": run["method"],
+        "quant": {"qlora": "nf4-dq", "int8": "int8"}.get(run["method"], "none"),
+        "seq_len": f"{run['tokens']} {'packed' if run['pack'] else 'padded'}",
+        "micro_batch": run["rows"],
+        "grad_ckpt": "yes" if run["checkpointing"] else "no",
+        "optimizer": run["optimizer"],
+        "dtype": run["dtype"],
+        "attention": "ftkit",
+        "n_gpus": 1,
+        "strategy": "single",
+        "gpu": report["device"],
+        "source": f"bench/measure_memory.py, {date.today()}",
+        "framework": "ftkit",
+        "versions": "; ".join([f"python {platform.python_version()}", *map(" ".join, report["versions"].items())]),
+        "quality": "A",
+        "notes": options,
+    }
+    return [
+        shared | {"metric": metric, "measured_gib": f"{report['measured'][key] / 2**30:.4f}"}
+        for key, metric in METRICS.items()
+        if report["measured"].get(key)
+    ]
+
+
+def write_rows(file: IO[str], rows: list[dict[str, Any]]) -> None:
+    """Append rows; the names of the columns first, where the file is empty."""
+    writer = csv.DictWriter(file, COLUMNS)
+    if file.tell() == 0:
+        writer.writeheader()
+    writer.writerows(rows)
+
+
+def main() -> None:
+    """Run the grid and write the file, line by line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="models of half a gigabyte, for a CPU")
+    parser.add_argument("-o", "--output", type=Path, default=Path("measured.csv"), metavar="FILE.csv")
+    arguments = parser.parse_args()
+    configs = json.loads((PUBLISHED / "configs.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as scratch, arguments.output.open("w", newline="", encoding="utf-8") as file:
+        write_rows(file, [])
+        for model, options in SMALL if arguments.small else GRID:
+            folder = Path(scratch) / model.split("/")[-1]
+            folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_text(json.dumps(configs[model]), encoding="utf-8")
+            report = measure(folder, options)
+            if report is not None:
+                write_rows(file, rows_of(model, options, report))
+                file.flush()
+                sys.stderr.write(f"{model} {options}: {report['measured']} predicted {report['predicted']}\n")
+
+
+if __name__ == "__main__":
+    main()

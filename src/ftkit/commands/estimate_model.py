@@ -1,0 +1,91 @@
+"""The model that an estimate is about: read from its config.json, with what cannot be estimated refused."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftkit.core.model_sizes import ModelSizes, read_sizes
+from ftkit.core.settings import EstimateSettings
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.base_model import Base, find_base, read_config
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's sizes (None for an architecture that the closed form does not describe), its raw and its parsed config.
+
+    config: of transformers; None where only the closed form is asked for, which needs no library.
+    """
+
+    base: Base
+    raw: dict[str, Any]
+    config: Any
+    sizes: ModelSizes | None
+
+    @property
+    def context(self) -> int | None:
+        """The longest input in tokens that the model was made for; None if the config does not say."""
+        if self.config is None:
+            assert self.sizes is not None
+            return self.sizes.context
+        from ftkit.io.base_model import context_length
+
+        return context_length(self.config)
+
+    @property
+    def experts(self) -> int:
+        """Experts of a layer; 0 for a dense model."""
+        inner = self.raw.get("text_config") or self.raw
+        found = [inner.get(key) for key in EXPERTS]
+        return max((count for count in found if isinstance(count, int) and count > 1), default=0)
+
+
+def read_model(settings: EstimateSettings) -> Model:
+    """The model of a folder, a config.json or a model id; nothing else of it is needed."""
+    named = Path(settings.model)
+    base = find_base(
+        str(named.parent) if named.name == "config.json" and named.is_file() else settings.model, settings.revision
+    )
+    raw = read_config(base)
+    if raw.get("quantization_config"):
+        raise UserError(
+            f"{settings.model}: is quantised already; that cannot be estimated yet",
+            ExitCode.ENVIRONMENT,
+            hint="give the 16-bit model that it was made from, with --qlora or --load-in-8bit",
+        )
+    if settings.fast:
+        return Model(base, raw, None, read_sizes(raw, settings.model))
+    return Model(base, raw, parsed(base, raw, settings.model), sizes_if_described(raw, settings.model))
+
+
+def parsed(base: Base, raw: dict[str, Any], name: str) -> Any:
+    """The config as transformers reads it, of a causal language model."""
+    from ftkit.io.base_model import require_causal, transformers_config
+
+    config = transformers_config(base)
+    require_causal(raw, config, name)
+    require_sizes(raw, config, name)
+    return config
+
+
+def require_sizes(raw: dict[str, Any], config: Any, name: str) -> None:
+    """A config without its sizes would silently get those of the architecture's first model."""
+    inner = raw.get("text_config") or raw
+    for key in SIZES:
+        if key not in inner and config.attribute_map.get(key) not in inner:
+            raise UserError(
+                f"{name}: config.json has no {key}", ExitCode.MODEL, hint="give the model's own config.json"
+            )
+
+
+def sizes_if_described(raw: dict[str, Any], name: str) -> ModelSizes | None:
+    """The sizes for the closed form; None for another architecture."""
+    try:
+        return read_sizes(raw, name)
+    except UserError as error:
+        if error.exit_code == ExitCode.ENVIRONMENT:
+            return None
+        raise

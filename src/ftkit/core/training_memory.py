@@ -1,0 +1,203 @@
+"""The memory of `ftkit train`: its own model, adapter, batches and loss, simulated on the meta device."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PretrainedConfig
+
+from ftkit.core.adapters import make_trainable
+from ftkit.core.batching import Batch, global_batches
+from ftkit.core.cuda_operators import HOPPER_WORKSPACE, CudaKernels
+from ftkit.core.encoding import Example
+from ftkit.core.gpus import Gpu
+from ftkit.core.loss import summed_loss
+from ftkit.core.memory_estimate import MemoryEstimate
+from ftkit.core.memory_simulation import SimulatedDevice, quiet, simulate
+from ftkit.core.meta_model import build_meta_model
+from ftkit.core.packed_attention import packed_attention
+from ftkit.core.packing import Segment
+from ftkit.core.plan import Plan
+from ftkit.core.planned_run import PlannedRun, with_padded_rows
+from ftkit.core.settings import ModelSettings
+from ftkit.core.tree_attention import make_layout, tree_attention
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.devices import DTYPES, NAMES
+
+MOST_STEPS = 500
+"""Optimizer steps whose batches `heaviest_batch` makes: in more of them hardly a heavier one turns up."""
+
+
+def training_memory(
+    settings: ModelSettings,
+    run: PlannedRun,
+    config: PretrainedConfig,
+    quantization: BitsAndBytesConfig | None,
+    *,
+    device: SimulatedDevice = SimulatedDevice(),
+    heaviest: Callable[[PlannedRun], Batch] | None = None,
+) -> MemoryEstimate:
+    """The peak of training with these settings, evaluation of held-out rows included.
+
+    quantization: what `quantization_config` gives for the method. heaviest: the heaviest micro-batch of a run, on any
+    device; without it, `longest_batch`. A model that ignores packs is trained on padded rows, and so it is estimated.
+    Exit 6 for an architecture that has no form without data; OutOfMemoryError
+    where the device has a capacity and the run does not fit.
+    """
+    with suppress(NotImplementedError, RuntimeError, TypeError, ValueError):  # those are told of the padded rows below
+        if run.pack and (packed := simulate_run(settings, run, config, quantization, device, heaviest)) is not None:
+            return packed
+    padded = with_padded_rows(run, settings) if run.pack else run
+    with cannot_simulate(settings.model, config):
+        estimate = simulate_run(settings, padded, config, quantization, device, heaviest)
+    assert estimate is not None
+    return estimate
+
+
+@contextmanager
+def cannot_simulate(name: str, config: PretrainedConfig) -> Iterator[None]:
+    """Exit 6 for what the meta device refuses, with its reason."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"cannot estimate: {error}", ExitCode.ENVIRONMENT, hint="pip install ftkit installs what is missing"
+        ) from error
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{name}: {type(config).__name__.removesuffix('Config')} cannot be simulated: {reason}",
+            ExitCode.ENVIRONMENT,
+            hint="an operator of this architecture has no form without data; no number is better than a wrong one",
+        ) from error
+
+
+def simulate_run(
+    settings: ModelSettings,
+    run: PlannedRun,
+    config: PretrainedConfig,
+    quantization: BitsAndBytesConfig | None,
+    device: SimulatedDevice,
+    heaviest: Callable[[PlannedRun], Batch] | None,
+) -> MemoryEstimate | None:
+    """The estimate of a run; None if it packs rows and the model did not ask our attention for them."""
+    is_asked = False
+    batch = (heaviest or longest_batch)(run)
+    dtype = DTYPES[run.dtype]
+    settings = replace(settings, gradient_checkpointing="on" if run.checkpointing else "off")
+
+    def attention(*inputs: Any, **options: Any) -> tuple[Tensor, None]:
+        nonlocal is_asked
+        is_asked = True
+        return tree_attention(*inputs, **options)
+
+    def build() -> nn.Module:
+        model = build_meta_model(config, dtype, quantization=quantization)
+        with torch.device("meta"):
+            model = make_trainable(model, settings)
+        if run.pack:
+            stack.enter_context(packed_attention(model, attention))
+        return model
+
+    def step(model: nn.Module) -> Tensor:
+        return summed_loss(model, on_meta(batch)) / batch.counted.numel()
+
+    loaded = dtype if quantization is not None else None
+    with quiet(), ExitStack() as stack:
+        found = simulate(
+            build, step, run.optimizer, device=device, micro_steps=run.micro_steps, load_dtype=loaded, evaluates=True
+        )
+    return found if is_asked or not run.pack else None
+
+
+def longest_batch(run: PlannedRun) -> Batch:
+    """The micro-batch that needs the most: every row full, no token shared, every token counted, on meta."""
+    positions = run.tokens - 1  # the last token of a row predicts nothing
+    shape = (1, run.positions) if run.pack else (run.rows, positions)
+    ids, places = (torch.zeros(shape, dtype=torch.int64, device="meta") for _ in range(2))
+    counted, labels = (torch.zeros(run.positions, dtype=torch.int64, device="meta") for _ in range(2))
+    if not run.pack:
+        return Batch(ids, counted, labels, run.rows * run.tokens)
+    layout = make_layout([Segment(row * positions, positions, 0, -1) for row in range(run.rows)])
+    return Batch(ids, counted, labels, run.rows * run.tokens, places, layout)
+
+
+def on_meta(batch: Batch) -> Batch:
+    """A batch without its data, made anew for every pass: it ends with the pass, as the real one may."""
+    ids, counted, labels = (
+        torch.empty_like(each, device="meta") for each in (batch.input_ids, batch.counted, batch.labels)
+    )
+    places = batch.position_ids
+    if places is not None:
+        places = torch.empty_like(places, device="meta")
+    return Batch(ids, counted, labels, batch.tokens, places, batch.layout)
+
+
+def predict_training(
+    settings: ModelSettings,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    plan: Plan,
+    examples: Sequence[Example],
+    quantization: BitsAndBytesConfig | None,
+    device: SimulatedDevice = SimulatedDevice(),
+) -> MemoryEstimate:
+    """The peak of a run whose rows and plan are known, from the heaviest micro-batch that it will meet.
+
+    dtype: of the frozen weights. device: `simulated_device` of the card, or `SimulatedDevice(CPU)`. As `training_memory`.
+    """
+    run = PlannedRun(
+        method=settings.method,
+        dtype=NAMES[dtype],
+        tokens=max(len(example.ids) for example in examples),
+        rows=plan.micro_batch,
+        micro_steps=2 if steps_are_cut(plan, examples) else 1,
+        optimizer=settings.optimizer,
+        pack=plan.pack,
+        checkpointing=settings.gradient_checkpointing == "on",
+    )
+    return training_memory(settings, run, config, quantization, device=device,
+                           heaviest=lambda run: heaviest_batch(replace(plan, pack=run.pack), examples))  # fmt: skip
+
+
+def heaviest_batch(plan: Plan, examples: Sequence[Example]) -> Batch:
+    """The micro-batch with the most positions, and among those the most counted tokens, of the first MOST_STEPS steps."""
+    return max((batch for batches in batches_of_steps(plan, examples) for batch in batches), key=weight)
+
+
+def steps_are_cut(plan: Plan, examples: Sequence[Example]) -> bool:
+    """True if an optimizer step takes several passes: gradients then stay while the next one runs."""
+    return any(len(batches) > 1 for batches in batches_of_steps(plan, examples))
+
+
+def batches_of_steps(plan: Plan, examples: Sequence[Example]) -> Iterator[list[Batch]]:
+    """The micro-batches of each optimizer step, as training draws them."""
+    steps = min(plan.steps, MOST_STEPS)
+    for _, rows in islice(global_batches(examples, plan.batch, plan.seed), steps):
+        yield plan.cut(rows)
+
+
+def weight(batch: Batch) -> tuple[int, int]:
+    """What decides the memory of a batch."""
+    return batch.input_ids.numel(), batch.counted.numel()
+
+
+def present_gpu() -> Gpu:
+    """The CUDA card of this process: what it has free now, the context of the process already taken."""
+    properties = torch.cuda.get_device_properties(0)
+    torch.zeros(1, device="cuda")  # makes the context, if nothing has
+    free, _ = torch.cuda.mem_get_info()
+    usable = free + torch.cuda.memory_reserved()
+    return Gpu(properties.name, usable, (properties.major, properties.minor), context_bytes=0)
+
+
+def simulated_device(gpu: Gpu | None, capacity_bytes: int | None = None) -> SimulatedDevice:
+    """What a card runs; without one, an Ampere or Ada card is assumed."""
+    if gpu is None:
+        return SimulatedDevice(capacity_bytes=capacity_bytes)
+    workspace = HOPPER_WORKSPACE if gpu.has_large_workspace else CudaKernels.workspace_bytes
+    return SimulatedDevice(CudaKernels(gpu.has_flash_attention, workspace), capacity_bytes)

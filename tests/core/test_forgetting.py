@@ -1,0 +1,45 @@
+import random
+from contextlib import nullcontext
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ftkit.commands.eval_forgetting import warned
+from ftkit.core.encoding import Example
+from ftkit.core.forgetting import divergence_of, mean_divergence, measure_forgetting
+from ftkit.core.likelihood import Likelihood
+
+torch.set_num_threads(1)
+
+
+def test_the_divergence_by_hand():
+    before, after = torch.tensor([[0.0, 0.0]]), torch.log(torch.tensor([[0.25, 0.75]]))
+    # half log (half / quarter) + half log (half / three quarters)
+    assert divergence_of(before, after).tolist() == pytest.approx([0.5 * 0.6931472 - 0.5 * 0.4054651])
+    assert divergence_of(after, after).tolist() == pytest.approx([0.0], abs=1e-7)
+
+
+def test_a_model_does_not_diverge_from_itself_packed_or_not():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model, draw = LlamaForCausalLM(config).eval(), random.Random(0)
+    examples = [Example([draw.randrange(60) for _ in range(n)], [True] * n) for n in (5, 30, 12)]
+    for packed in (True, False):
+        assert mean_divergence(model, nullcontext, examples, 20, packed=packed) == pytest.approx(0, abs=1e-6)
+
+
+def test_forgetting_is_the_rise_of_the_loss_and_too_much_of_it_is_warned_of(capsys):
+    before = [Likelihood(10.0, 10), Likelihood(30.0, 10)] * 10
+    after = [Likelihood(12.0, 10), Likelihood(31.0, 10)] * 10
+    found = measure_forgetting("mine.jsonl", before, after, 0.5, seed=1)
+    assert (found.before, found.after, found.tokens) == (2.0, pytest.approx(2.15), 200)
+    assert found.rise.value == pytest.approx(0.15) and found.rise.low >= 0.1 - 1e-9
+    warned(found)
+    assert "warning: the model has forgotten: loss on general text 2.0000 -> 2.1500" in capsys.readouterr().err
+    little = measure_forgetting(
+        "mine.jsonl", before, [Likelihood(r.nats + 0.5, r.tokens) for r in before], None, seed=1
+    )
+    assert little.rise.low > 0 and not warned(little).is_too_much and capsys.readouterr().err == ""
