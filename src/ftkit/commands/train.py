@@ -11,12 +11,14 @@ from torch import nn
 from ftkit import console, faults
 from ftkit.commands.train_choice import choose_folder, find_done, refuse_other_run
 from ftkit.commands.train_loop import Course, train
+from ftkit.commands.train_memory import compare, foretell
 from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weights_bytes
 from ftkit.commands.train_record import first_facts, recorded
 from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
 from ftkit.core.adapters import count_parameters, make_trainable
 from ftkit.core.encoding import Example
+from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.settings import TrainSettings
 from ftkit.io.adapter_folder import copy_trained, restore_adapter, save_adapter, save_model
@@ -39,17 +41,19 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
     refuse_other_run(prepared)
     if settings.dry_run:
         show_plan(prepared, prepared.rehearsed)
-        report_plan(prepared)
+        report_plan(prepared, foretell(prepared))
         return
     if (done := find_done(prepared)) is not None:
         console.info(f"already trained with the same rows and settings: {done.path}")
         report(done, done.read_info(), settings.json)
         return
+    estimate = foretell(prepared)
     folder = choose_folder(prepared)
     with locked(folder.path):
         start = newest_checkpoint(folder.path)
         check_space(prepared, folder)
         with recorded(folder, prepared, start.step if start else None) as (info, trackers):
+            info |= foretold(estimate)
             stop.check()
             model = load(prepared, start)
             prepared = settle_packing(prepared, model, start)
@@ -62,6 +66,7 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
             tell_course(prepared, course, info)
             save(prepared, model, folder, card, course, info)
             write_report(folder, info)
+    compare(prepared, estimate, info)
     report(folder, info, settings.json)
 
 
@@ -219,10 +224,16 @@ def example_instruction(data: Data) -> str | None:
     return data.template.typed_text(data.rows[0]["prompt"])
 
 
-def report_plan(prepared: Prepared) -> None:
+def foretold(estimate: MemoryEstimate | None) -> dict[str, int]:
+    """The foretold peak as run.json has it, if there is one."""
+    return {} if estimate is None else {"predicted_peak_bytes": estimate.allocated_bytes}
+
+
+def report_plan(prepared: Prepared, estimate: MemoryEstimate | None) -> None:
     """With --json, what run.json would say, on stdout."""
     if prepared.settings.json:
-        sys.stdout.write(json.dumps({"schema": SCHEMA, **first_facts(prepared), "status": "planned"}) + "\n")
+        facts = {**first_facts(prepared), **foretold(estimate), "status": "planned"}
+        sys.stdout.write(json.dumps({"schema": SCHEMA, **facts}) + "\n")
 
 
 def report(folder: RunFolder, info: dict[str, Any], as_json: bool) -> None:

@@ -45,7 +45,7 @@ from ftkit.io.trackers import check_trackers
 DEFAULT_LR = {"lora": 2e-4, "qlora": 2e-4, "int8": 2e-4, "full": 2e-5}
 SCRATCH_LR = 1e-3
 NOT_IDENTITY = (
-    "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker",
+    "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker", "force",
 )  # fmt: skip
 """Settings that do not change what a run makes; with --early-stop, when it saves does."""
 

@@ -21,7 +21,7 @@ from ftkit.io.run_folder import COMPLETE, RunFolder, mark_latest
 from ftkit.io.trackers import Trackers, open_trackers
 from ftkit.stopping import Stopped
 
-NOT_REPEATED = ("dry_run", "json", "run", "resume", "allow_change", "time_limit")
+NOT_REPEATED = ("dry_run", "json", "run", "resume", "allow_change", "time_limit", "force")
 """Settings of one command, not of the run: config.toml leaves them out."""
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 

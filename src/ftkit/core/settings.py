@@ -364,6 +364,7 @@ class TrainSettings(ModelSettings):
         str | None, Option("Save and end with status 75 before this time is over: 55m, 1h30m", metavar="TIME")
     ] = None
     run: Annotated[str | None, Option("Folder of this run; runs/<time>-<model>-<id> if absent", metavar="DIR")] = None
+    force: Annotated[bool, Option("Train though the GPU is foretold to lack the memory for it")] = False
     tracker: Annotated[
         str | None, Option("Log to mlflow, tensorboard or wandb as well; several with commas", metavar="NAMES")
     ] = None

@@ -1,0 +1,67 @@
+"""The memory that a run will need, foretold before anything is loaded, and held against what it took."""
+
+from dataclasses import replace
+from typing import Any
+
+from ftkit import console
+from ftkit.commands.train_plan import Prepared
+from ftkit.core.cuda_operators import CPU
+from ftkit.core.memory_estimate import MemoryEstimate
+from ftkit.core.memory_simulation import SimulatedDevice
+from ftkit.core.training_memory import predict_training, present_gpu, simulated_device
+from ftkit.errors import ExitCode, UserError
+from ftkit.io.quantization import quantization_config
+
+GIB = 2**30
+SURPRISE = 0.03
+"""A measured peak that is further from the foretold one is said: then the estimate is wrong, and others should know."""
+
+
+def foretell(prepared: Prepared) -> MemoryEstimate | None:
+    """The peak of the run. Exit 5 where the GPU cannot hold it, unless --force.
+
+    Asked for on a GPU, and for a dry run: it takes seconds, and on a CPU nothing depends on it. None otherwise, and where
+    it cannot be foretold, which is said and stops nothing.
+    """
+    if prepared.device != "cuda" and not prepared.settings.dry_run:
+        return None
+    gpu = present_gpu() if prepared.device == "cuda" else None
+    device = simulated_device(gpu) if gpu else SimulatedDevice(CPU)
+    estimate = simulate(prepared, device)
+    if estimate is None:
+        return None
+    peak = f"{estimate.allocated_bytes / GIB:.2f} GiB of tensors, {estimate.reserved_bytes / GIB:.2f} GiB reserved"
+    console.info(f"memory: {peak}, foretold for {gpu.name if gpu else 'this processor, without the libraries'}")
+    if gpu and not gpu.holds(estimate.reserved_bytes) and not prepared.settings.force:
+        raise UserError(
+            f"the run needs {estimate.reserved_bytes / GIB:.2f} GiB of {gpu.name}, which has"
+            f" {gpu.usable_bytes / GIB:.2f} GiB free",
+            ExitCode.MEMORY,
+            hint="ftkit estimate-memory with the same options says what would fit; --force tries it all the same",
+        )
+    return estimate
+
+
+def simulate(prepared: Prepared, device: SimulatedDevice) -> MemoryEstimate | None:
+    """The simulated peak; None, said, for an architecture that cannot be simulated."""
+    settings = replace(prepared.settings, full=True) if prepared.settings.init else prepared.settings
+    quantization = quantization_config(settings.method, prepared.dtype)
+    try:
+        with console.quiet_libraries():
+            return predict_training(
+                settings, prepared.config, prepared.dtype, prepared.plan, prepared.examples, quantization, device
+            )
+    except UserError as error:
+        console.warn(f"its memory is not foretold: {error.message}")
+        return None
+
+
+def compare(prepared: Prepared, estimate: MemoryEstimate | None, info: dict[str, Any]) -> None:
+    """Say where a GPU's measured peak is not the foretold one."""
+    if estimate is None or prepared.device != "cuda":
+        return
+    measured = info["measured_peak_bytes"]
+    if abs(measured - estimate.allocated_bytes) > SURPRISE * measured:
+        console.warn(
+            f"the peak was {measured / GIB:.2f} GiB of tensors, {estimate.allocated_bytes / GIB:.2f} GiB were foretold"
+        )

@@ -1,0 +1,62 @@
+"""What train says of a run's memory before it loads anything. The card is put in: there is none here."""
+
+import contextlib
+import json
+from dataclasses import replace
+
+import pytest
+from train_shell import QUICK, run_train, write_rows
+
+from ftkit.commands import train_memory
+from ftkit.commands.train_memory import compare, foretell
+from ftkit.commands.train_plan import prepare
+from ftkit.core.gpus import Gpu
+from ftkit.core.settings import TrainSettings
+from ftkit.errors import ExitCode, UserError
+
+MIB = 2**20
+
+
+@pytest.fixture
+def on_card(tiny_model, tmp_path, monkeypatch):
+    """A prepared run, as it would be on a card with so many MiB free."""
+
+    def make(mib, **options):
+        monkeypatch.setattr(train_memory, "present_gpu", lambda: Gpu("a card", mib * MIB, (8, 0), context_bytes=0))
+        with contextlib.chdir(tmp_path):
+            settings = TrainSettings(data=write_rows(tmp_path / "train.jsonl"), model=str(tiny_model), **options)
+            return replace(prepare(settings), device="cuda")
+
+    return make
+
+
+def test_a_run_that_fits_says_what_it_takes(on_card, capsys):
+    estimate = foretell(on_card(4000))
+    assert 0 < estimate.allocated_bytes <= estimate.reserved_bytes < 4000 * MIB
+    assert "foretold for a card" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_fit_is_exit_5_before_anything_is_loaded(on_card):
+    with pytest.raises(UserError, match=r"needs 0\.\d\d GiB of a card, which has 0\.29 GiB free") as caught:
+        foretell(on_card(300))
+    assert caught.value.exit_code == ExitCode.MEMORY and "--force" in caught.value.hint
+
+
+def test_force_tries_it_all_the_same(on_card):
+    assert foretell(on_card(300, force=True)).reserved_bytes > 0
+
+
+def test_on_a_processor_only_a_dry_run_takes_the_time(tiny_model, tmp_path):
+    write_rows(tmp_path / "train.jsonl")
+    dry = run_train("train.jsonl", "--model", tiny_model, *QUICK, "--dry-run", "--json", cwd=tmp_path)
+    assert json.loads(dry.stdout)["predicted_peak_bytes"] > 100_000 and "foretold for this processor" in dry.stderr
+    assert "foretold" not in run_train("train.jsonl", "--model", tiny_model, *QUICK, cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize(("share", "is_said"), [(1.0, False), (1.02, False), (1.05, True), (0.9, True)])
+def test_a_peak_that_is_not_the_foretold_one_is_said(share, is_said, on_card, capsys):
+    prepared = on_card(4000)
+    estimate = foretell(prepared)
+    capsys.readouterr()
+    compare(prepared, estimate, {"measured_peak_bytes": share * estimate.allocated_bytes})
+    assert ("were foretold" in capsys.readouterr().err) == is_said
