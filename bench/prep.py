@@ -1,5 +1,8 @@
 """prep against the usual ways, the same rows out: python bench/prep.py [--rows 100000] [--rounds 3]
 
+`--memory 100000,1000000,5000000` instead measures the peak memory of tables of these sizes, with de-duplication and
+without, and the bytes a row that it costs.
+
 A CSV of products becomes alpaca rows (prompt and completion by template, rows without a description left out, equal
 rows once). Every way runs in a process of its own, interleaved; medians, peak memory and ratios are printed. Only the
 ratios of one run count: machines and moments differ.
@@ -9,6 +12,7 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import os
 import random
 import resource
@@ -154,6 +158,7 @@ WAYS = {
     "datasets": with_datasets,
     "ftkit": with_ftkit,
     "ftkit --dedupe none": lambda source, out: with_ftkit(source, out, "--dedupe", "none"),
+    "ftkit --jobs 2": lambda source, out: with_ftkit(source, out, "--jobs", "2"),
 }
 
 
@@ -167,12 +172,28 @@ def fingerprint(path: Path) -> tuple[int, str]:
     return rows, digest.hexdigest()[:12]
 
 
-def measure(way: str, source: Path, out: Path) -> tuple[float, float]:
-    """(seconds, peak MB) of one way in a process of its own, its start included."""
+def measure(way: str, source: Path, out: Path) -> tuple[float, float, float]:
+    """(seconds, CPU seconds, peak MB) of one way in a process of its own, its start included."""
     started = time.perf_counter()
     command = [sys.executable, __file__, "--way", way, "--source", str(source), "--out", str(out)]
     done = subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    return time.perf_counter() - started, float(done.stdout.split()[-1])
+    cpu, peak = map(float, done.stdout.split()[-2:])
+    return time.perf_counter() - started, cpu, peak
+
+
+def measure_memory(sizes: list[int], folder: Path) -> None:
+    """Print the peak memory for tables of these numbers of rows."""
+    source, out = folder / "products.csv", folder / "out.jsonl"
+    sys.stdout.write(f"{'rows':>10}{'table MB':>10}{'plain MB':>10}{'dedupe MB':>11}{'bytes a row':>13}\n")
+    for rows in sizes:
+        make_table(source, rows)
+        *_, plain = measure("ftkit --dedupe none", source, out)
+        *_, deduped = measure("ftkit", source, out)
+        kept, _ = fingerprint(out)
+        table = source.stat().st_size / 2**20
+        a_row = (deduped - plain) * 2**20 / kept
+        sys.stdout.write(f"{rows:>10,}{table:>10.0f}{plain:>10.0f}{deduped:>11.0f}{a_row:>13.1f}\n")
+        sys.stdout.flush()
 
 
 def main() -> None:
@@ -180,34 +201,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ways", default="pandas,datasets,ftkit,ftkit --dedupe none")
+    parser.add_argument("--ways", default="pandas,datasets,ftkit,ftkit --dedupe none,ftkit --jobs 2")
+    parser.add_argument("--memory", help="numbers of rows")
     parser.add_argument("--way")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     if asked.way:
         WAYS[asked.way](str(asked.source), str(asked.out))
-        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        sys.stdout.write(f"\n{peak / 1024:.0f}\n")
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu, peak = sum(each.ru_utime + each.ru_stime for each in used), max(each.ru_maxrss for each in used)
+        sys.stdout.write(f"\n{cpu:.2f} {peak / 1024:.0f}\n")
+        return
+    if asked.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_memory([int(number) for number in asked.memory.split(",")], Path(folder))
         return
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "products.csv", Path(folder) / "out.jsonl"
         make_table(source, asked.rows)
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in asked.ways.split(",")}
+        found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in asked.ways.split(",")}
         prints: dict[str, tuple[int, str]] = {}
         for _ in range(asked.rounds):
             for way, results in found.items():
                 results.append(measure(way, source, out))
                 prints[way] = fingerprint(out)
-    ours = statistics.median(seconds for seconds, _ in found["ftkit"]) if "ftkit" in found else None
-    sys.stdout.write(
-        f"{asked.rows:,} rows, {asked.rounds} rounds\n{'way':<22}{'s':>8}{'MB':>8}{'ratio':>8}  rows, sha256\n"
-    )
-    for way, results in found.items():
-        seconds = statistics.median(s for s, _ in results)
-        peak = statistics.median(mb for _, mb in results)
-        ratio = f"{seconds / ours:.2f}" if ours else ""
-        sys.stdout.write(f"{way:<22}{seconds:>8.2f}{peak:>8.0f}{ratio:>8}  {prints[way]}\n")
+    middles = {
+        way: [statistics.median(column) for column in zip(*results, strict=True)] for way, results in found.items()
+    }
+    seconds, cpu, _ = middles.get("ftkit", (math.nan, math.nan, 0))
+    sys.stdout.write(f"{asked.rows:,} rows, {asked.rounds} rounds\n")
+    sys.stdout.write(f"{'way':<22}{'s':>8}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'MB':>8}  rows, sha256\n")
+    for way, (took, worked, peak) in middles.items():
+        ratios = f"{took:>8.2f}{took / seconds:>8.2f}{worked:>8.2f}{worked / cpu:>8.2f}"
+        sys.stdout.write(f"{way:<22}{ratios}{peak:>8.0f}  {prints[way]}\n")
 
 
 if __name__ == "__main__":

@@ -237,22 +237,6 @@ def test_several_inputs_of_one_kind_go_into_one_stream_and_other_kinds_do_not(pr
 @pytest.mark.parametrize(
     ("content", "code", "words"),
     [
-        ("", 3, "0 rows"),
-        ("product,description\n", 3, "header but no rows"),
-        ("a,b\n1,2,3\n", 3, "bad.csv:2: 3 values, the header has 2 columns"),
-        ('a,b\n1,"x\n2,3\n', 3, "bad.csv:2: a quote opens here and never closes"),
-        ("a,a\n1,2\n", 3, "same name: a"),
-        ("a,b;c\n1,2;3\n", 3, "--delimiter"),
-        (b"a,b\n1,x\x00\n", 3, "bad.csv:2: holds a NUL byte"),
-        (b"instruction,output\n1,\xe9\n", 3, "bad.csv:2: not UTF-8 at byte 3 of the line"),
-        ("a,b\n1,x\n".encode("utf-16-le"), 3, "--encoding utf-16-le"),
-        (b"PAR1xxxxPAR1", 3, "damaged Parquet"),
-        ("instruction,output\nq,nan\n", 3, "bad.csv:2: the answer is 'nan', a missing value"),
-        ('[{"instruction": "q", "output": ', 3, "bad.csv:1:32: ends inside the array (file cut off?)"),
-        ('{"instruction": "q", "output": "a"', 3, "bad.csv:1: ends inside a JSON value"),
-        ('{"instruction": "q", "output": null}', 3, "bad.csv:1: 'output' is null"),
-        ('{"instruction": "q", "output": 5}', 3, "bad.csv:1: 'output' is a number, should be text"),
-        ('{"a": "1", "b": "2"}', 3, "template alpaca needs instruction and output; the rows have a, b"),
         ('{"messages": []}', 3, "--template chatml"),
         ('{"prompt": "x", "completion": "y", "template": "alpaca@0"}', 3, "would wrap them twice"),
         ('{"prompt": "x", "chosen": "y", "rejected": 5}', 3, "'rejected' is a number, should be text"),
@@ -264,27 +248,6 @@ def test_a_bad_input_gets_one_exact_error_and_the_documented_code(prep, tmp_path
     assert result.exit_code == code and result.stdout == ""
     assert result.stderr.count("ftkit: error:") == 1 and "hint:" in result.stderr and words in result.stderr
     assert "Traceback" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("turns", "words"),
-    [
-        ("hello", "should be a list"),
-        ([], "at least one turn"),
-        ([("user", "a"), ("user", "b"), ("assistant", "c")], "turn 2: two user turns"),
-        ([("user", "a"), ("assistant", "c"), ("user", "b")], "ends with a user turn"),
-        ([("user", "a")], "no assistant turn"),
-        ([("user", "a"), ("robot", "b")], "turn 2 has the unknown role 'robot'"),
-        ([("user", [{"type": "image"}]), ("assistant", "b")], "text only"),
-    ],
-)
-def test_a_conversation_that_cannot_be_learned_names_line_and_turn(prep, turns, words):
-    messages = (
-        [dict(zip(("role", "content"), turn, strict=True)) for turn in turns] if isinstance(turns, list) else turns
-    )
-    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    result = prep("--template", "chatml", stdin=jsonl({"messages": good}, {"messages": messages}))
-    assert result.exit_code == ExitCode.DATA and "ftkit: error: <stdin>:2: " in result.stderr and words in result.stderr
 
 
 @pytest.mark.parametrize(

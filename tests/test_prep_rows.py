@@ -336,23 +336,3 @@ def test_in_is_out_and_rejected_and_duplicates_and_filtered_and_not_sampled(
     assert len(rows_of((tmp_path / "bad.jsonl").read_text())) == summary["rejected"]
     written = (tmp_path / "out.jsonl").read_text() if result.exit_code == 0 else ""
     assert len(rows_of(written)) == summary["out"]
-
-
-def test_datasets_reads_every_kind_of_row(prep, tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    kinds = {
-        "pairs": {"prompt": "a", "completion": "b"},
-        "chats": {"messages": CHAT},
-        "texts": {"text": "a"},
-        "labels": {"text": "a", "label": "x"},
-        "preferences": {"prompt": "a", "chosen": "b", "rejected": "c"},
-        "liked": {"prompt": CHAT[:1], "completion": CHAT[1:2], "label": True},
-    }
-    for name, row in kinds.items():
-        prep("-o", f"{name}.jsonl", stdin=jsonl(row))
-        read = datasets.load_dataset(
-            "json", data_files=str(tmp_path / f"{name}.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
-        )
-        assert read.to_list() == [row]

@@ -1,6 +1,7 @@
 """Mistakes that a user can mend, and the exit codes that scripts can trust."""
 
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -30,6 +31,17 @@ class UserError(Exception):
         self.message = message
         self.exit_code = exit_code
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How the error comes over from another process; the usual way calls __init__, which subclasses change."""
+        return revived, (type(self), self.args, self.__dict__)
+
+
+def revived(kind: type[UserError], words: tuple[Any, ...], fields: dict[str, Any]) -> UserError:
+    """An error as it was in another process."""
+    error = kind.__new__(kind, *words)
+    error.__dict__.update(fields)
+    return error
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -4,11 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.io.plain_template import builder, expression_of, text_of
+from ftkit.io.plain_template import builder, expression_of
 from ftkit.io.template import sandbox
 from ftkit.io.template_files import load_template, shipped_names
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+def rendered(expression, fields):
+    """What an expression of `fields` gives."""
+    sources = {name: f"(record[{name!r}] + '')" for name in fields}
+    return builder(sources, "True", {"text": expression})(fields)["text"]
+
+
 PLAIN = [name for name in shipped_names() if load_template(name).kind != "chat"]
 
 
@@ -21,7 +29,7 @@ def test_every_shipped_template_is_plain_and_equal_to_jinja(name):
     @given(st.fixed_dictionaries({field: TEXT for field in names}))
     def check(fields):
         for part in parts:
-            quick = builder({"text": template.quick(part)})(fields)["text"]
+            quick = rendered(template.quick(part), fields)
             assert quick == template.render_part(part, fields, "f:1")
 
     check()
@@ -39,7 +47,7 @@ def test_any_template_gives_jinjas_text_or_is_left_to_jinja(pieces, x, y):
         return  # no template
     expression = expression_of(environment, source)
     assert expression is not None, source
-    assert builder({"text": expression})({"x": x, "y": y})["text"] == compiled.render(x=x, y=y)
+    assert rendered(expression, {"x": x, "y": y}) == compiled.render(x=x, y=y)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +58,7 @@ def test_a_template_that_does_more_is_left_to_jinja(source):
 
 
 def test_what_is_missing_or_no_text_raises():
-    build = builder({"text": "(" + repr("a") + " + " + text_of("x") + ")"})
+    build = builder({"x": "(record['x'] + '')"}, "True", {"text": "('a' + fields['x'])"})
     assert build({"x": "b"}) == {"text": "ab"}
     with pytest.raises(KeyError):
         build({})

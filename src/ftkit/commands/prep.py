@@ -12,10 +12,11 @@ from pathlib import Path
 import orjson
 
 from ftkit import console
-from ftkit.commands.prep_output import Made, rejects_output, rows_destination, to_file
+from ftkit.commands.prep_output import rejects_output, rows_destination, to_file
 from ftkit.commands.prep_report import report, show_templates
 from ftkit.commands.prep_rows import Preparation, read_options, tell
 from ftkit.core.row_ledger import Ledger, NothingLeft
+from ftkit.core.row_making import About, Made
 from ftkit.core.row_order import mixed, parse_sample, quotas, sampled
 from ftkit.core.row_stats import RowStats
 from ftkit.core.settings import PrepSettings
@@ -104,13 +105,14 @@ def name_of_group(sources: Sources, group: int) -> str:
 
 def packed(made: Made) -> bytes:
     """A row as bytes, for a file."""
-    return orjson.dumps([made.row, made.digest.hex(), made.stratum, made.tokens])
+    line, digest, about = made
+    return orjson.dumps([line.decode(), digest.hex(), about and tuple(about)])
 
 
-def unpacked(line: bytes) -> Made:
+def unpacked(data: bytes) -> Made:
     """The row of those bytes."""
-    row, digest, stratum, tokens = orjson.loads(line)
-    return Made(row, bytes.fromhex(digest), stratum, tokens)
+    line, digest, about = orjson.loads(data)
+    return line.encode(), bytes.fromhex(digest), About(*about) if about else None
 
 
 @dataclass
@@ -130,13 +132,15 @@ class Ending:
 
     def look_at(self, made: Made, part: str | None) -> None:
         """Count one row."""
+        line, digest, about = made
+        row = orjson.loads(line)
         if self.stats is not None:
-            self.stats.add(made.row, made.tokens, part)
+            self.stats.add(row, about.tokens if about else None, part)
         rows, questions = self.elsewhere
         if rows:
-            is_equal = made.digest in rows
+            is_equal = digest in rows
             self.leaks[0] += is_equal
-            self.leaks[1] += int(not is_equal and question_digest(made.row) in questions)
+            self.leaks[1] += int(not is_equal and question_digest(row) in questions)
 
     def require_no_leak(self) -> None:
         """With --strict, rows that are also elsewhere are a data error."""

@@ -3,29 +3,19 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ftkit.core.row_ledger import Ledger
+from ftkit.core.row_making import Made
 from ftkit.core.settings import PrepSettings
 from ftkit.core.splitting import Stratifier, parse_shares, part_of
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import atomic_folder, read_manifest
-from ftkit.io.jsonl import STDIN, line_writer, rows_output
+from ftkit.io.jsonl import STDIN, lines_output, rows_output
 
 Row = dict[str, Any]
-Write = Callable[["Made"], Any]
+Write = Callable[[Made], Any]
 """Writes a row; returns the name of the part of the split that it went to, if there is one."""
-OURS = ("template", "pattern", "meta")
-"""Keys that only ftkit reads; --plain leaves them out."""
-
-
-class Made(NamedTuple):
-    """A row on its way out: what it is known by, the value that a split keeps even, and its number of tokens."""
-
-    row: Row
-    digest: bytes
-    stratum: str | None = None
-    tokens: int | None = None
 
 
 def to_file(settings: PrepSettings) -> bool:
@@ -42,17 +32,8 @@ def rows_destination(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
     elif settings.stats and settings.json and not to_file(settings):
         yield lambda made: None  # only looked at
     else:
-        with rows_output(settings.output if to_file(settings) else None, force=settings.force) as write_row:
-            yield (
-                (lambda made: write_row(without_ours(made.row)))
-                if settings.plain
-                else (lambda made: write_row(made[0]))
-            )
-
-
-def without_ours(row: Row) -> Row:
-    """The row as other programs would write it."""
-    return {key: value for key, value in row.items() if key not in OURS}
+        with lines_output(settings.output if to_file(settings) else None, force=settings.force) as write_line:
+            yield lambda made: write_line(made[0])
 
 
 @contextmanager
@@ -68,12 +49,13 @@ def split_files(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
         )
     stratifier = Stratifier(shares) if settings.stratify else None
     with atomic_folder(folder, replace=settings.force) as staged, ExitStack() as files:
-        writers = {name: line_writer(files.enter_context((staged / f"{name}.jsonl").open("wb"))) for name in shares}
+        writers = {name: files.enter_context((staged / f"{name}.jsonl").open("wb")).write for name in shares}
 
         def write(made: Made) -> str:
-            part = stratifier.part_of(made.digest, made.stratum) if stratifier else part_of(made.digest, shares)
+            line, digest, about = made
+            part = stratifier.part_of(digest, about and about.stratum) if stratifier else part_of(digest, shares)
             ledger.parts[part] += 1
-            writers[part](without_ours(made.row) if settings.plain else made.row)
+            writers[part](line)
             return part
 
         yield write

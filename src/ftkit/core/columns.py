@@ -1,7 +1,7 @@
 """Which column fills which field of a template: by --map, by the usual names, or by looking at the first rows."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 
 from ftkit.errors import ExitCode, UserError, did_you_mean
-from ftkit.io.plain_template import builder, text_of
 from ftkit.io.records import type_name
 
 SHAPES: tuple[tuple[str, str, str | None], ...] = (  # question, answer and context as well-known data sets call them
@@ -170,14 +169,21 @@ def no_column(name: str, columns: Sequence[str], where: str) -> UserError:
 
 
 def choose_columns(
-    wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], maps: Mapping[str, str], where: str
+    wanted: Wanted,
+    columns: Sequence[str],
+    sample: Sequence[Mapping[str, Any]],
+    maps: Mapping[str, str],
+    where: str,
+    *,
+    is_table: bool = True,
 ) -> Choice:
     """Fill the fields: first by `maps`, then by name, then by the usual names, last by looking at the sample.
 
-    `sample` are the first rows. A template that cannot be filled is a data error that names what is needed and there.
+    `sample` are the first rows; later ones may have more columns, unless it is a table: optional fields are looked for
+    in every row. A template that cannot be filled is a data error that names what is needed and there.
     """
     mapped = {name: parse_source(text, columns, where) for name, text in maps.items()}
-    named = {name: name for name in wanted.fields if name in columns}
+    named = {name: name for name in wanted.fields if name in columns or (name in wanted.optional and not is_table)}
     sources = {**named, **mapped}
     if all(name in sources for name in wanted.required):
         return Choice(sources)
@@ -242,10 +248,11 @@ def refuse_data_as_header(columns: Sequence[str], where: str) -> None:
     """A data error where columns should be inferred and the header reads like a row: numbers, sentences, long text."""
     for name in columns:
         if len(name) > LONGEST_NAME_CHARS or re.fullmatch(r"[\d.,+-]+|.*[.!?。！？]", name, re.DOTALL):
+            names = ",".join("abcdefghijklmnop"[: len(columns)])
             raise UserError(
                 f"{where}: the first line reads like data, not like column names: {name[:LONGEST_NAME_CHARS]!r}",
                 ExitCode.DATA,
-                hint="put a line of column names above it, or choose columns with --map",
+                hint=f"if the table has no line of column names, name them: --columns {names}; otherwise --map",
             )
 
 
@@ -391,32 +398,30 @@ def fill_fields(values: Mapping[str, Any], choice: Choice, wanted: Wanted, where
     return filled
 
 
-def quick_fill(choice: Choice, wanted: Wanted) -> Callable[[Mapping[str, Any]], dict[str, str] | None]:
-    """`fill_fields` for rows that nothing is wrong with: None, or a KeyError or TypeError, for any that needs a look."""
-    sources = {name: quick_source(choice.sources[name]) for name in wanted.fields if name in choice.sources}
-    build = builder({**dict.fromkeys(wanted.optional, "''"), **sources})
-    required, answers = wanted.required, wanted.answers
-
-    def fill(values: Mapping[str, Any]) -> dict[str, str] | None:
-        filled = build(values)
-        for name in required:
-            text = filled[name]
-            if not text or text.isspace():
-                return None
-        for name in answers:
-            if len(filled[name]) <= LONGEST_MISSING_CHARS:
-                return None  # it may be `nan` or `null`
-        return filled
-
-    return fill
+def quick_sources(choice: Choice, wanted: Wanted) -> dict[str, str]:
+    """`fill_fields` as expressions of `record`, for `builder`."""
+    sources = {
+        name: quick_source(choice.sources[name], is_optional=name in wanted.optional)
+        for name in wanted.fields
+        if name in choice.sources
+    }
+    return {**dict.fromkeys(wanted.optional, "''"), **sources}
 
 
-def quick_source(source: str | Pattern) -> str:
-    """A field's text as an expression of a row; it raises a TypeError where a value is no text."""
+def quick_source(source: str | Pattern, *, is_optional: bool) -> str:
+    """A field's text as an expression of `record`; it raises a TypeError where a value is no text."""
     if isinstance(source, str):
-        return text_of(source)
-    pieces = [repr(text) + (f" + fields[{column!r}]" if column is not None else "") for text, column in source.pieces]
+        text = f"(record[{source!r}] + '')"
+        return f"('' if record.get({source!r}) is None else {text})" if is_optional else text
+    pieces = [repr(text) + (f" + record[{column!r}]" if column is not None else "") for text, column in source.pieces]
     return f"({' + '.join(pieces)})"
+
+
+def quick_condition(wanted: Wanted) -> str:
+    """What holds for `fields` that nothing is wrong with; an answer that is short may be `nan` or `null`."""
+    filled = [f"fields[{name!r}] and not fields[{name!r}].isspace()" for name in wanted.required]
+    long = [f"fields[{name!r}][{LONGEST_MISSING_CHARS}:]" for name in wanted.answers]
+    return " and ".join([*filled, *long]) or "True"
 
 
 def check_text(text: str, source: str | Pattern, name: str, wanted: Wanted, where: str) -> None:

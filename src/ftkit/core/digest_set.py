@@ -4,7 +4,7 @@ import sys
 
 DIGEST_BYTES = 16
 FIRST_BUCKETS = 16
-FULLEST = 96
+FULLEST = 32
 """Digests in a bucket, on average, when the number of buckets doubles."""
 
 

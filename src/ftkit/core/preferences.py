@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftkit.core.columns import NoAnswer
-from ftkit.core.conversations import common_turns, to_message, to_messages
+from ftkit.core.sharegpt import common_turns, to_message, to_messages
 from ftkit.core.transcripts import Marks, split_turns
 from ftkit.errors import ExitCode, UserError
 

@@ -43,6 +43,22 @@ class Ledger:
     lost_tokens: int = 0
     """Answer tokens of rows that were too long, cut or dropped."""
 
+    def take(self, other: "Ledger") -> None:
+        """Add what another process has counted of the records that it made rows of."""
+        self.rows_in += other.rows_in
+        self.made += other.made
+        self.truncated += other.truncated
+        self.lost_tokens += other.lost_tokens
+
+    def notice(self, what: str, example: str) -> None:
+        """Count a row that looks misread or holds the text of a special token; the first is the example."""
+        if what == "misread":
+            self.misread += 1
+            self.misread_example = self.misread_example or example
+        else:
+            self.special += 1
+            self.special_example = self.special_example or example
+
     @property
     def is_balanced(self) -> bool:
         """True if every row is accounted for."""

@@ -14,10 +14,11 @@ from ftkit.core.columns import (
     fill_fields,
     other_shape,
     parse_maps,
-    quick_fill,
+    quick_condition,
+    quick_sources,
 )
-from ftkit.core.conversations import parse_tools, refuse_calls, to_messages
-from ftkit.core.preferences import holds_preferences, preference_row, to_dialogue
+from ftkit.core.preferences import CONVERSATIONS, holds_preferences, preference_row, to_dialogue
+from ftkit.core.sharegpt import parse_tools, refuse_calls, to_messages
 from ftkit.core.transcripts import Marks, find_marks, split_turns
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.nested import dotted_names, with_nested
@@ -43,7 +44,9 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     """What was chosen that nobody asked for."""
     quick: Callable[[Mapping[str, Any]], Row | None] | None = None
-    """The same rows faster; None for a record, or as a whole, where only `make` will do."""
+    """The same rows faster, without `carried`; None for a record, or as a whole, where only `make` will do."""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    """What `make` puts behind the content of every row."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Beginning:
     first_line: int
     columns: Sequence[str]
     sample: Sequence[Mapping[str, Any]]
+    is_table: bool = True
+    """False where later records may have columns that these do not have."""
 
     @property
     def since(self) -> str:
@@ -74,6 +79,23 @@ def make_plan(
         beginning = replace(beginning, columns=[*beginning.columns, *paths], sample=sample)
         return reading_nested(plan_columns(beginning, template, maps, marks), paths)
     return plan_columns(beginning, template, maps, marks)
+
+
+def is_evident(record: Mapping[str, Any], template: Template | None, maps: Sequence[str]) -> bool:
+    """True if a first record shows by its keys alone what becomes of the records: no other needs to be waited for.
+
+    Its keys are a training row's, or name every field that the template requires.
+    """
+    may_be_preference = "chosen" in record or ("label" in record and record.keys() & {"completion", *CONVERSATIONS})
+    if may_be_preference or any("." in text.partition("=")[2] for text in maps):
+        return False
+    if template is None:
+        known = next((kind for keys, kind in KNOWN_ROWS if all(key in record for key in keys)), None)
+        return known is not None and (known != "text" or not record.keys() - {"text", *CARRIED})
+    if template.kind == "chat":
+        return not maps and bool(record.keys() & CONVERSATIONS)
+    mapped = {text.partition("=")[0].strip() for text in maps}
+    return all(name in record or name in mapped for name in template.required)
 
 
 def reading_nested(plan: Plan | None, paths: Sequence[str]) -> Plan | None:
@@ -108,7 +130,7 @@ def plan_chat(beginning: Beginning, template: Template, maps: Sequence[str]) -> 
     """Conversations for a chat template: as they are, cut out of one text, or made of a question and an answer."""
     columns = beginning.columns
     mapped = parse_maps(maps, CHAT_FIELDS, template.name)
-    turns = mapped.get("messages") or next((name for name in ("messages", "conversations") if name in columns), None)
+    turns = mapped.get("messages") or next((name for name in CONVERSATIONS if name in columns), None)
     if turns is not None and not (mapped.keys() - {"messages"}):
         return plan_messages(turns, template, beginning)
     return (None if mapped else plan_flattened(beginning, template)) or plan_single_turns(beginning, template, mapped)
@@ -145,7 +167,8 @@ def plan_known_rows(beginning: Beginning) -> Plan | None:
             continue  # text beside other columns may be any of them: a template should say
         if kind == "messages":
             return plan_messages(keys[0], None, beginning)
-        return Plan(kind, partial(known_row, keys, beginning.since), note_others(beginning.name, others))
+        quick = partial(quick_known_row, keys) if kind in ("prompt_completion", "text") else None
+        return Plan(kind, partial(known_row, keys, beginning.since), note_others(beginning.name, others), quick)
     return plan_flattened(beginning, None)
 
 
@@ -175,6 +198,15 @@ def known_row(keys: Sequence[str], since: str, values: Mapping[str, Any], where:
             raise NoAnswer(where, key, "no answer, nothing to learn")
     check_row(row, where, kinds=ALL_KINDS)
     return row
+
+
+def quick_known_row(keys: Sequence[str], values: Mapping[str, Any]) -> Row | None:
+    """The same for a row that has these keys only, all of them texts, the answer not blank; None for any other."""
+    row = {key: values.get(key) for key in keys}
+    if len(values) != len(keys) or any(type(text) is not str for text in row.values()):
+        return None
+    answer = str(row[keys[-1]])
+    return row if answer and not answer.isspace() else None
 
 
 def plan_messages(turns: str, template: Template | None, beginning: Beginning) -> Plan:
@@ -309,21 +341,21 @@ def plan_single_turns(beginning: Beginning, template: Template, mapped: Mapping[
 
 def plan_template(template: Template, wanted: Wanted, choice: Choice, beginning: Beginning) -> Plan:
     """Fields rendered to the parts of a row: prompt and completion, one text, text and label, or a pair of answers."""
-    pattern = choice.pattern_of(wanted.question)
+    carried = carry({}, template, choice.pattern_of(wanted.question))
     kind, parts = parts_of(template)
 
     def make(values: Mapping[str, Any], where: str) -> Row:
         fields = fill_fields(values, choice, wanted, where)
         row: Row = {key: template.render_part(part, fields, where) for key, part in parts}
         check_row(row, where, kinds=ALL_KINDS)
-        return carry(row, template, pattern)
+        return row | carried
 
-    quick = quick_make(template, wanted, choice, parts, pattern) if kind in ("prompt_completion", "text") else None
-    return Plan(kind, make, notes_on(choice, beginning), quick)
+    quick = quick_make(template, wanted, choice, parts) if kind in ("prompt_completion", "text") else None
+    return Plan(kind, make, notes_on(choice, beginning), quick, carried)
 
 
 def quick_make(
-    template: Template, wanted: Wanted, choice: Choice, parts: Sequence[tuple[str, str]], pattern: str | None
+    template: Template, wanted: Wanted, choice: Choice, parts: Sequence[tuple[str, str]]
 ) -> Callable[[Mapping[str, Any]], Row | None] | None:
     """`make` for rows that nothing is wrong with, several times as fast; it gives None for any that needs a look.
 
@@ -332,20 +364,15 @@ def quick_make(
     expressions = {key: template.quick(part) for key, part in parts}
     if any(expression is None for expression in expressions.values()):
         return None
-    carried = {key: repr(value) for key, value in carry({}, template, pattern).items()}
-    fill, build = quick_fill(choice, wanted), builder({**expressions, **carried})  # type: ignore[dict-item]
+    build = builder(quick_sources(choice, wanted), quick_condition(wanted), expressions)  # type: ignore[arg-type]
     answer = parts[-1][0]
 
     def make(values: Mapping[str, Any]) -> Row | None:
         try:
-            fields = fill(values)
-            if fields is None:
-                return None
-            row = build(fields)
+            row = build(values)
         except (KeyError, TypeError):
             return None
-        text = row[answer]
-        return row if text and not text.isspace() else None
+        return row if row and row[answer] and not row[answer].isspace() else None
 
     return make
 
@@ -371,9 +398,9 @@ def carry(row: Row, template: Template, pattern: str | None) -> Row:
 
 def choose(beginning: Beginning, wanted: Wanted, mapped: Mapping[str, str]) -> Choice:
     """The columns for the fields, for rows from this beginning on."""
-    return replace(
-        choose_columns(wanted, beginning.columns, beginning.sample, mapped, beginning.name), since=beginning.since
-    )
+    columns, sample = beginning.columns, beginning.sample
+    choice = choose_columns(wanted, columns, sample, mapped, beginning.name, is_table=beginning.is_table)
+    return replace(choice, since=beginning.since)
 
 
 def notes_on(choice: Choice, beginning: Beginning) -> tuple[str, ...]:

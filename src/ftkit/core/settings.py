@@ -139,11 +139,13 @@ class PrepSettings:
         ),
     ] = None
     max_field_bytes: Annotated[int, Option("Longest value accepted in a table")] = 10_000_000
+    jobs: Annotated[int, Option("Processes that make the rows; the result is the same", metavar="N")] = 1
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print the summary as one JSON object on stdout (rows then need -o)")] = False
 
     def check(self) -> None:
         """Raise a usage error for a value out of range or options that need another."""
+        require(self.jobs >= 1, "--jobs", self.jobs, "1 or more")
         require(self.max_field_bytes >= 1, "--max-field-bytes", self.max_field_bytes, "1 or more")
         require(self.skip_lines >= 0, "--skip-lines", self.skip_lines, "0 or more")
         require(0 < self.near <= 1, "--near", self.near, "above 0, at most 1")

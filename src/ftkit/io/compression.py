@@ -25,7 +25,17 @@ class Rewound(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """From the head as long as there is some, then from the rest."""
-        return self.head.readinto(buffer) or self.rest.readinto1(buffer)  # type: ignore[attr-defined]
+        return self.head.readinto(buffer) or what_has_come(self.rest, buffer)
+
+
+def what_has_come(stream: Any, buffer: memoryview) -> int:
+    """Put into the buffer what can be had of a stream without waiting more than once; how many bytes that is.
+
+    Not readinto1: for a buffer larger than its own, it waits although it has something.
+    """
+    data = stream.read1(len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 class Unpacked(io.RawIOBase):

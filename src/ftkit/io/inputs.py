@@ -2,24 +2,27 @@
 
 import io
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Literal
 
 import orjson
 
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.compression import Rewound, unpack
+from ftkit.io.compression import Rewound, unpack, what_has_come
 from ftkit.io.documents import Unit, read_documents
 from ftkit.io.hub_data import read_hub
 from ftkit.io.json_array import array_elements
-from ftkit.io.jsonl import is_cut_off, open_source, parse_row, source_name
+from ftkit.io.jsonl import STDIN, is_cut_off, open_source, parse_row, source_name
 from ftkit.io.nested import MISSING, find_list, look_up
 from ftkit.io.parquet import MAGIC, read_parquet
+from ftkit.io.pieces import Pieces, pieces_of_lines, pieces_of_records, pieces_of_table
 from ftkit.io.sources import HUB, inner_suffix
-from ftkit.io.tables import DELIMITERS, Fault, Record, TableOptions, find_delimiter, read_table, spelled_delimiter
-from ftkit.io.text_input import HEAD_BYTES, TextInput, open_text
+from ftkit.io.tables import DELIMITERS, Fault, Record, Table, TableOptions, find_delimiter, spelled_delimiter
+from ftkit.io.text_input import HEAD_BYTES, TextInput, first_lines, open_text
 
 Format = Literal["csv", "json", "jsonl", "parquet", "text", "hub"]
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -61,6 +64,12 @@ class OpenInput:
     format: Format
     notes: tuple[str, ...] = field(default=())
     """What was found out about it that a person should know."""
+    rest: Callable[[], Pieces] | None = None
+    """What `records` has not given yet, in pieces that can be read apart; None where one process has to read it."""
+
+    def pieces(self) -> Pieces:
+        """What `records` has not given yet, in pieces."""
+        return self.rest() if self.rest else pieces_of_records(self.records)
 
 
 @contextmanager
@@ -73,7 +82,8 @@ def open_input(source: str, options: ReadOptions) -> Iterator[OpenInput]:
         records, notes = read_hub(source)
         yield OpenInput(source, records, "hub", notes)
         return
-    with open_source(source) as packed:
+    with open_source(source) as given:
+        packed = io.BufferedReader(Asked(), HEAD_BYTES) if source == STDIN and not given.seekable() else given
         name = source_name(source)
         stream = unpack(packed, name)
         head = stream.read(len(MAGIC))
@@ -97,29 +107,73 @@ def is_file(packed: IO[bytes], head: bytes) -> bool:
     return False
 
 
+class Asked(io.RawIOBase):
+    """stdin; before it is waited for, what was made of it so far goes out. A slow program in front of us may be long."""
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """What has come."""
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return what_has_come(sys.stdin.buffer, buffer)
+
+
 def open_readable(stream: IO[bytes], name: str, options: ReadOptions) -> OpenInput:
     """A table, JSON or plain text."""
-    text = open_text(stream, name, options.encoding)
+    head = first_lines(stream)
+    if not speaks_for_itself(head, name, options):
+        head += stream.read(HEAD_BYTES - len(head))
+    text = open_text(stream, name, options.encoding, head)
     beginning = text.beginning()
     if not beginning.strip() and len(text.head) < HEAD_BYTES:
         raise UserError(f"{text.name}: 0 rows", ExitCode.DATA, hint="the input is empty")
     kind, notes = find_format(text.name, beginning, options)
+    rest: Callable[[], Pieces] | None = None
     if kind == "csv":
         given = options.delimiter
         delimiter = spelled_delimiter(given) if given else find_delimiter(text, options.skip_lines)
         if delimiter != "," and not given:
             notes += (f"{text.name}: columns are separated by {delimiter!r} ({DELIMITERS[delimiter]})",)
-        records = read_table(text, table_options(options, delimiter))
+        table = Table(text, table_options(options, delimiter))
+        records, rest = table.records(), partial(pieces_of_table, table) if text.is_utf8 else None
     elif kind == "text":
         records = read_documents(text, options.documents or "file")
     elif kind == "json":
         records = read_array(text, options.records)
+    elif options.records is not None:
+        records = unfold(JsonLines(text).records(), options.records, text.name)
     else:
-        if options.records is None:
-            refuse_spread_object(text.name, beginning)
-        records = read_lines(text)
-        records = records if options.records is None else unfold(records, options.records, text.name)
-    return OpenInput(text.name, records, kind, text.notes + notes)
+        refuse_spread_object(text.name, beginning)
+        lines = JsonLines(text)
+        records, rest = lines.records(), lines.pieces if text.is_utf8 else None
+    return OpenInput(text.name, records, kind, text.notes + notes, rest)
+
+
+def speaks_for_itself(head: bytes, name: str, options: ReadOptions) -> bool:
+    """True if the first line shows what the input is, so that no more of it is waited for.
+
+    It is an object of JSON lines; or column names with only one delimiter among them. Nothing behind the first line would
+    change what the input is read as.
+    """
+    asks_more = options.encoding or options.records or options.documents or options.skip_lines
+    if asks_more or not head.endswith(b"\n") or b"\0" in head:
+        return False
+    if options.format in ("auto", "jsonl") and head.lstrip().startswith(b"{"):
+        return is_object(head)
+    found = [delimiter for delimiter in DELIMITERS if delimiter.encode() in head]
+    is_table = options.format == "csv" or inner_suffix(name) not in (*TEXT_SUFFIXES, *JSON_SUFFIXES)
+    return is_table and len(found) == 1 and not any(mark in head for mark in (b'"', b"{", b"["))
+
+
+def is_object(line: bytes) -> bool:
+    """True for one whole JSON object."""
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def table_options(options: ReadOptions, delimiter: str) -> TableOptions:
@@ -200,15 +254,32 @@ def unfold(records: Iterator[Record | Fault], path: str, name: str) -> Iterator[
         yield Fault(outer.line, error, orjson.dumps(outer.values).decode())
 
 
-def read_lines(text: TextInput) -> Iterator[Record | Fault]:
-    """The objects of JSON lines; blank lines are passed over, no lines at all is a data error."""
-    found = 0
-    for number, line in enumerate(text.utf8_lines(), 1):
-        if line.strip():
-            found += 1
-            yield record_of(line, number, text.name)
-    if not found:
-        raise UserError(f"{text.name}: 0 rows", ExitCode.DATA, hint="the input holds blank lines only")
+class JsonLines:
+    """The objects of JSON lines; blank lines are passed over."""
+
+    def __init__(self, text: TextInput) -> None:
+        self.text, self.line = text, 0
+
+    def records(self) -> Iterator[Record | Fault]:
+        """One after the other; no lines at all is a data error."""
+        found = False
+        for number, line in enumerate(self.text.utf8_lines(), 1):
+            self.line = number
+            if line.strip():
+                found = True
+                yield record_of(line, number, self.text.name)
+        if not found:
+            raise UserError(f"{self.text.name}: 0 rows", ExitCode.DATA, hint="the input holds blank lines only")
+
+    def pieces(self) -> Pieces:
+        """Those behind the records that were read."""
+        return pieces_of_lines(self.text.raw_blocks(is_start=self.line == 0), self.line + 1, self.parse)
+
+    def parse(self, line: int, content: bytes) -> Iterator[Record | Fault]:
+        """The objects in whole lines, the first of them with this number."""
+        for number, each in enumerate(io.BytesIO(content), line):
+            if each.strip():
+                yield record_of(each, number, self.text.name)
 
 
 def record_of(element: bytes, line: int, name: str) -> Record | Fault:

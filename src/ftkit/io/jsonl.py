@@ -199,19 +199,20 @@ def is_cut_off(text: str) -> bool:
 
 @contextmanager
 def rows_output(path: str | None, *, force: bool = False) -> Iterator[Callable[[dict[str, Any]], Any]]:
-    """A function that writes one row as one line: to a file that appears whole at the end, or to stdout as it goes."""
+    """A function that writes one row as one line, where `lines_output` writes lines."""
+    with lines_output(path, force=force) as write:
+        yield lambda row: write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+
+@contextmanager
+def lines_output(path: str | None, *, force: bool = False) -> Iterator[Callable[[bytes], Any]]:
+    """A function that writes a line: to a file that appears whole at the end, or to stdout as it goes."""
     if path is None:
         if sys.stdout is None:
             raise UserError("stdout is closed", ExitCode.IO, hint="give the rows a file: -o FILE")
-        yield line_writer(sys.stdout.buffer)
+        yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
     refuse_existing(Path(path), replace=force)
     with atomic_file(Path(path), "wb") as file:
-        yield line_writer(file)
-
-
-def line_writer(file: IO[bytes]) -> Callable[[dict[str, Any]], Any]:
-    """A function that writes one row as one line: what jsonlines.Writer does, without its checks at every row."""
-    write, dumps, newline = file.write, orjson.dumps, orjson.OPT_APPEND_NEWLINE
-    return lambda row: write(dumps(row, option=newline))
+        yield file.write

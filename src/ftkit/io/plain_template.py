@@ -6,27 +6,28 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-Build = Callable[[Mapping[str, Any]], dict[str, str]]
+Build = Callable[[Mapping[str, Any]], dict[str, str] | None]
 
 
-def builder(expressions: Mapping[str, str]) -> Build:
-    """A function of `fields` that gives a dict: each key with the value of its expression.
+def builder(sources: Mapping[str, str], condition: str, results: Mapping[str, str]) -> Build:
+    """A function of a record: each key of `results` with the value of its expression; None where `condition` fails.
 
-    It raises KeyError for a missing field and TypeError for one that is no text.
+    `sources` are expressions of `record` that fill `fields`, of which the other expressions are. The function raises
+    KeyError for a missing value and TypeError for one that is no text.
     """
-    items = ", ".join(f"{key!r}: {expression}" for key, expression in expressions.items())
+    made = f"lambda fields: {dict_of(results)} if {condition} else None"
     # names and texts have gone through repr: nothing of a template or a table is executed
-    return eval(f"lambda fields: {{{items}}}", {"__builtins__": {}})  # type: ignore[no-any-return]
+    return eval(f"lambda record: ({made})({dict_of(sources)})", {"__builtins__": {}})  # type: ignore[no-any-return]
+
+
+def dict_of(expressions: Mapping[str, str]) -> str:
+    """The source of a dict with the values of expressions."""
+    return "{" + ", ".join(f"{key!r}: {expression}" for key, expression in expressions.items()) + "}"
 
 
 def expression_of(environment: ImmutableSandboxedEnvironment, source: str) -> str | None:
     """A template's text as an expression of `fields`; None where it does more than put and choose fields."""
     return joined(environment.parse(source).body)
-
-
-def text_of(name: str) -> str:
-    """The expression for a field, which must be text."""
-    return f"(fields[{name!r}] + '')"
 
 
 def joined(body: list[nodes.Node]) -> str | None:

@@ -58,7 +58,7 @@ def check_texts(row: dict[str, Any], kind: Kind, where: str) -> None:
     """Texts are text, the answer is not empty, a label is text or a whole number."""
     for key in ("prompt", "completion") if kind == "prompt_completion" else ("text",):
         if not isinstance(row[key], str):
-            raise UserError(f"{where}: '{key}' is {type_name(row[key])}, should be text", ExitCode.DATA)
+            raise UserError(f"{where}: '{key}' is {type_name(row[key])}, should be text", ExitCode.DATA, hint=LEAVE_OUT)
     answer = row["completion"] if kind == "prompt_completion" else row["text"]
     if not answer.strip():
         raise UserError(
@@ -70,7 +70,7 @@ def check_texts(row: dict[str, Any], kind: Kind, where: str) -> None:
         label = row["label"]
         if not isinstance(label, (str, int)) or (isinstance(label, str) and not label.strip()):
             shown = "empty" if isinstance(label, str) else f"{type_name(label)}, should be text or a whole number"
-            raise UserError(f"{where}: 'label' is {shown}", ExitCode.DATA)
+            raise UserError(f"{where}: 'label' is {shown}", ExitCode.DATA, hint=LEAVE_OUT)
 
 
 def check_preference(row: dict[str, Any], where: str) -> None:
@@ -101,7 +101,7 @@ def check_preference(row: dict[str, Any], where: str) -> None:
 def check_messages(messages: Any, where: str) -> None:
     """Roles known and in order, content text, at least one assistant turn at the end."""
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: 'messages' should be a list with at least one turn", ExitCode.DATA)
+        raise UserError(f"{where}: 'messages' should be a list with at least one turn", ExitCode.DATA, hint=LEAVE_OUT)
     before = None
     for number, message in enumerate(messages, 1):
         place = f"{where}: turn {number}"
@@ -111,16 +111,16 @@ def check_messages(messages: Any, where: str) -> None:
         if role not in ROLES:
             raise UserError(f"{place} has the unknown role '{role}'", ExitCode.DATA, hint=f"roles: {', '.join(ROLES)}")
         if isinstance(content, list):
-            raise UserError(f"{place} holds a list of parts; ftkit trains text only", ExitCode.DATA)
+            raise UserError(f"{place} holds a list of parts; ftkit trains text only", ExitCode.DATA, hint=LEAVE_OUT)
         if not isinstance(content, str):
-            raise UserError(f"{place}: content is {type_name(content)}, should be text", ExitCode.DATA)
+            raise UserError(f"{place}: content is {type_name(content)}, should be text", ExitCode.DATA, hint=LEAVE_OUT)
         if role == "system" and number > 1:
-            raise UserError(f"{place}: the system message comes first", ExitCode.DATA)
+            raise UserError(f"{place}: the system message comes first", ExitCode.DATA, hint=LEAVE_OUT)
         if role == before and role in ("user", "assistant"):
-            raise UserError(f"{place}: two {role} turns in a row", ExitCode.DATA)
+            raise UserError(f"{place}: two {role} turns in a row", ExitCode.DATA, hint=LEAVE_OUT)
         before = role
     if not any(message["role"] == "assistant" for message in messages):
-        raise UserError(f"{where}: no assistant turn, nothing to learn", ExitCode.DATA)
+        raise UserError(f"{where}: no assistant turn, nothing to learn", ExitCode.DATA, hint=LEAVE_OUT)
     if before != "assistant":
         raise UserError(
             f"{where}: the conversation ends with a {before} turn",

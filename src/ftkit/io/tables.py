@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.sources import inner_suffix
-from ftkit.io.text_input import TextInput, not_text, unreadable
+from ftkit.io.text_input import TextInput, lines_in, not_text, unreadable
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 BY_SUFFIX = {".tsv": "\t", ".tab": "\t", ".psv": "|", ".ssv": ";", ".csv": ","}
@@ -52,26 +52,30 @@ class Fault(NamedTuple):
     raw: str
 
 
+class OpenQuote(UserError):
+    """A piece of a table ends inside quotes: it was cut at a line end that is part of a value."""
+
+
 class Lines:
     """Lines on their way to csv.reader, a block at a time; those of the record that is being read can be had again.
 
-    `is_clean` says that neither this block nor the one before holds anything that must not be in a text.
+    `is_clean` says that no block so far holds anything that must not be in a text.
     """
 
-    def __init__(self, text: TextInput, skip: int) -> None:
-        self.text, self.skip = text, skip
+    def __init__(self, blocks: Iterable[list[str]], skip: int, before: int = 0) -> None:
+        self.blocks, self.skip = blocks, skip
         self.kept: list[str] = []
-        self.dropped = skip
+        self.dropped = before + skip
         """Lines of the file that lie before the kept ones."""
         self.is_clean = True
 
     def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(self.blocks())
+        return chain.from_iterable(self.checked_blocks())
 
-    def blocks(self) -> Iterator[list[str]]:
+    def checked_blocks(self) -> Iterator[list[str]]:
         """The blocks without the skipped lines."""
         to_skip = self.skip
-        for block in self.text.blocks():
+        for block in self.blocks:
             block, to_skip = block[to_skip:], max(0, to_skip - len(block))
             self.kept += block
             whole = "".join(block)
@@ -81,6 +85,10 @@ class Lines:
     def of(self, first: int, last: int) -> list[str]:
         """Lines by their numbers."""
         return self.kept[first - 1 - self.dropped : last - self.dropped]
+
+    def after(self, last: int) -> list[str]:
+        """The lines behind this number that have come already."""
+        return self.kept[last - self.dropped :]
 
     def forget(self, before: int) -> None:
         """Drop lines before this number."""
@@ -96,53 +104,99 @@ def is_encodable(text: str) -> bool:
     return True
 
 
-def read_table(text: TextInput, options: TableOptions) -> Iterator[Record | Fault]:
-    """The records below the header; a table without a header or without records is a data error.
+class Table:
+    """A table that is being read; its rest can be had as bytes, to be read in pieces."""
 
-    Line numbers are physical lines; a record with line ends inside quotes is named by the line it starts on.
-    """
+    def __init__(self, text: TextInput, options: TableOptions) -> None:
+        self.text, self.options = text, options
+        self.header = list(options.columns)
+        self.raw = text.raw_blocks() if text.is_utf8 else None
+        """What has not been read of a file in UTF-8."""
+        self.lines = Lines(text.blocks() if self.raw is None else map(lines_in, self.raw), options.skip_lines)
+        self.reader = csv_reader(iter(self.lines), options)
+
+    @property
+    def line(self) -> int:
+        """The line behind the record that was read last."""
+        return int(self.reader.line_num) + self.options.skip_lines + 1
+
+    def records(self) -> Iterator[Record | Fault]:
+        """The records below the header; a table without a header or without records is a data error.
+
+        Line numbers are physical lines; a record with line ends inside quotes is named by the line it starts on.
+        """
+        start = self.line
+        if not self.header:
+            start = read_header(self.reader, self.lines, self.text, self.options, self.header)
+        found = False
+        if not self.options.has_header and not self.options.columns:  # the line that was counted is the first record
+            found = True
+            held = self.lines.of(start, self.line - 1)
+            yield record_of(held, self.header, self.text, self.options, start, is_first=True)
+            start = self.line
+        for record in self.read(self.reader, self.lines, start, is_first=not found):
+            found = True
+            yield record
+        if not found:
+            raise UserError(
+                f"{self.text.name}: {'header but no rows' if self.header else '0 rows'}",
+                ExitCode.DATA,
+                hint="a table is a line of column names and rows below it",
+            )
+
+    def read(
+        self, reader: Any, lines: Lines, start: int, *, is_first: bool = False, is_piece: bool = False
+    ) -> Iterator[Record | Fault]:
+        """The records that a reader finds from line `start` on; a piece that ends inside quotes is an OpenQuote."""
+        text, options, header = self.text, self.options, self.header
+        width, forget_at, before = len(header), start + FORGOTTEN_LINES, start - 1 - reader.line_num
+        new_record = partial(tuple.__new__, Record)  # what Record(...) does, in half the time
+        while True:
+            try:
+                for cells in reader:
+                    if len(cells) == width and lines.is_clean and (width > 1 or cells[0].strip()):
+                        yield new_record((start, dict(zip(header, cells))))  # noqa: B905 (the hot place; as long)
+                        is_first = False
+                    elif cells and (len(cells) > 1 or cells[0].strip()):  # not a blank line
+                        held = lines.of(start, reader.line_num + before)
+                        yield checked(cells, held, header, text, options, start, is_first=is_first)
+                        is_first = False
+                    start = reader.line_num + before + 1
+                    if start > forget_at:
+                        lines.forget(start)
+                        forget_at = start + FORGOTTEN_LINES
+                return
+            except csv.Error as error:
+                held = lines.of(start, reader.line_num + before)
+                if is_piece and "unexpected end" in str(error):
+                    raise OpenQuote(f"{text.name}:{start}: the piece ends inside quotes", ExitCode.DATA) from None
+                fault = explain(error, held, f"{text.name}:{start}", start, options)
+                if not fault.is_local:
+                    raise fault.error from None
+                yield Fault(start, fault.error, printable(held))
+                start, is_first = reader.line_num + before + 1, False
+
+    def read_piece(self, line: int, blocks: Iterable[bytes], *, is_piece: bool = True) -> Iterator[Record | Fault]:
+        """The records in a piece of the file that begins with a record, on this line; or in all that follows."""
+        lines = Lines(map(lines_in, blocks), 0, before=line - 1)
+        return self.read(csv_reader(iter(lines), self.options), lines, line, is_piece=is_piece)
+
+    def rest(self) -> Iterator[bytes]:
+        """What comes behind the record that was read last, which begins on `line`: whole lines of UTF-8."""
+        come = "".join(self.lines.after(self.line - 1)).encode("utf-8", "surrogateescape")
+        return chain([come] if come else [], self.raw or ())
+
+
+def read_table(text: TextInput, options: TableOptions) -> Iterator[Record | Fault]:
+    """The records of a table, from its start to its end."""
+    return Table(text, options).records()
+
+
+def csv_reader(lines: Iterator[str], options: TableOptions) -> Any:
+    """csv.reader for a table: strict, so that what is wrong is told and not repaired."""
     csv.field_size_limit(options.max_field_chars)
-    lines = Lines(text, options.skip_lines)
     quoting = csv.QUOTE_MINIMAL if options.has_quotes else csv.QUOTE_NONE
-    reader = csv.reader(iter(lines), delimiter=options.delimiter, strict=True, quoting=quoting)  # type: ignore[arg-type]
-    header = list(options.columns)
-    start = read_header(reader, lines, text, options, header) if not header else options.skip_lines + 1
-    width, records, skip = len(header), 0, options.skip_lines
-    if not options.has_header and not options.columns:  # the line that was counted is the first record
-        records += 1
-        yield record_of(lines.of(start, reader.line_num + skip), header, text, options, start, is_first=True)
-        start = reader.line_num + skip + 1
-    forget_at = start + FORGOTTEN_LINES
-    new_record = partial(tuple.__new__, Record)  # what Record(...) does, in half the time
-    while True:
-        try:
-            for cells in reader:
-                if len(cells) == width and lines.is_clean and (width > 1 or cells[0].strip()):
-                    records += 1
-                    yield new_record((start, dict(zip(header, cells))))  # noqa: B905 (the hot place; they are as long)
-                elif cells and (len(cells) > 1 or cells[0].strip()):  # not a blank line
-                    records += 1
-                    held = lines.of(start, reader.line_num + skip)
-                    yield checked(cells, held, header, text, options, start, is_first=records == 1)
-                start = reader.line_num + skip + 1
-                if start > forget_at:
-                    lines.forget(start)
-                    forget_at = start + FORGOTTEN_LINES
-            break
-        except csv.Error as error:
-            held = lines.of(start, reader.line_num + skip)
-            fault = explain(error, held, f"{text.name}:{start}", start, options)
-            if not fault.is_local:
-                raise fault.error from None
-            records += 1
-            yield Fault(start, fault.error, printable(held))
-            start = reader.line_num + skip + 1
-    if records == 0:
-        raise UserError(
-            f"{text.name}: {'header but no rows' if header else '0 rows'}",
-            ExitCode.DATA,
-            hint="a table is a line of column names and rows below it",
-        )
+    return csv.reader(lines, delimiter=options.delimiter, strict=True, quoting=quoting)  # type: ignore[arg-type]
 
 
 def read_header(reader: Any, lines: Lines, text: TextInput, options: TableOptions, header: list[str]) -> int:
@@ -167,8 +221,7 @@ def record_of(
     held: list[str], header: list[str], text: TextInput, options: TableOptions, start: int, *, is_first: bool
 ) -> Record | Fault:
     """The record that these lines hold."""
-    quoting = csv.QUOTE_MINIMAL if options.has_quotes else csv.QUOTE_NONE
-    cells = next(csv.reader(held, delimiter=options.delimiter, strict=True, quoting=quoting))  # type: ignore[arg-type]
+    cells = next(csv_reader(iter(held), options))
     return checked(cells, held, header, text, options, start, is_first=is_first)
 
 

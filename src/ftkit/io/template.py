@@ -2,13 +2,14 @@
 
 import hashlib
 import re
+import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError
+from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -39,6 +40,10 @@ NEEDED = {
 """What a template of each kind must have."""
 LONGEST_TEMPLATE_BYTES = 64_000
 LONGEST_RENDERING_CHARS = 50_000_000
+LONGEST_LOOP_SECONDS = 5
+LARGEST_POWER = 1_000
+PLAIN_IS_ENOUGH = "mend the template: it should only put fields into text"
+LOOP_WATCH = "ftkit_watched"
 MARK = "\ue000typed\ue000"
 
 
@@ -138,22 +143,58 @@ class Template:
         except UndefinedError as error:
             raise UserError(f"template {self.name}: {error.message}", ExitCode.DATA, hint=self._needs()) from None
         except SecurityError as error:
-            raise UserError(f"template {self.name}: refused by the sandbox: {error}", ExitCode.DATA) from None
+            raise UserError(
+                f"template {self.name}: refused by the sandbox: {error}", ExitCode.DATA, hint=PLAIN_IS_ENOUGH
+            ) from None
         except (TemplateError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-            raise UserError(f"template {self.name}: {error}", ExitCode.DATA) from None
+            raise UserError(f"template {self.name}: {error}", ExitCode.DATA, hint=PLAIN_IS_ENOUGH) from None
         if len(rendered) > LONGEST_RENDERING_CHARS:
-            raise UserError(f"template {self.name}: renders to {len(rendered):,} characters", ExitCode.DATA)
+            raise UserError(
+                f"template {self.name}: renders to {len(rendered):,} characters", ExitCode.DATA, hint=PLAIN_IS_ENOUGH
+            )
         return str(rendered)
 
     def _needs(self) -> str:
         return f"it needs {', '.join(self.required)}; fill a field with --map FIELD=COLUMN"
 
 
-def sandbox() -> ImmutableSandboxedEnvironment:
-    """Jinja without access to Python's insides; a missing field is an error, line ends stay as written."""
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja without access to Python's insides, without loops that do not end, and without products that fill memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """A product or power that is not too large."""
+        numbers = [abs(value) for value in (left, right) if isinstance(value, (int, float))]
+        texts = [len(value) for value in (left, right) if isinstance(value, (str, list, tuple))]
+        if (texts and numbers and texts[0] * numbers[0] > LONGEST_RENDERING_CHARS) or (
+            operator == "**" and numbers and numbers[-1] > LARGEST_POWER
+        ):
+            raise SecurityError(f"the result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Call(nodes.Name(LOOP_WATCH, "load"), [loop.iter], [], None, None, lineno=loop.lineno)
+        return tree
+
+
+def sandbox() -> Sandbox:
+    """The environment for templates; a missing field is an error, line ends stay as written."""
+    environment = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.globals["raise_exception"] = refuse
+    environment.globals[LOOP_WATCH] = watched
     return environment
+
+
+def watched(items: Iterable[Any]) -> Iterator[Any]:
+    """The items of a loop, as long as it does not take too long; loops inside it count too."""
+    end = time.monotonic() + LONGEST_LOOP_SECONDS
+    for item in items:
+        if time.monotonic() > end:
+            raise SecurityError(f"a loop takes more than {LONGEST_LOOP_SECONDS} seconds")
+        yield item
 
 
 def refuse(message: str) -> None:

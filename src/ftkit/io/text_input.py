@@ -11,6 +11,8 @@ from ftkit.errors import ExitCode, UserError
 from ftkit.io.compression import Rewound
 
 BLOCK_LINES = 500
+BLOCK_BYTES = 65_536
+"""How much is read at once, where there is so much."""
 HEAD_BYTES = 65_536
 """How much of an input is looked at before it is read."""
 BYTE_ORDER_MARKS = (  # UTF-32's begins like UTF-16's, so it stands first
@@ -79,19 +81,26 @@ class TextInput:
             ) from None
 
     def blocks(self) -> Iterator[list[str]]:
-        """The lines of `lines`, many at a time."""
-        if not self.is_utf8:  # a byte that the encoding does not know should be named by its very line
-            lines = self.lines()
-            while block := list(islice(lines, BLOCK_LINES)):
-                yield block
+        """The lines of `lines`, many at a time; of a pipe those that have come."""
+        if self.is_utf8:
+            yield from map(lines_in, self.raw_blocks())
             return
-        text = io.TextIOWrapper(self.stream, "utf-8", errors="surrogateescape", newline="")
-        is_first = True
-        while block := text.readlines(HEAD_BYTES):
-            if is_first:
-                block[0] = block[0].removeprefix("\ufeff")
-                is_first = False
+        lines = self.lines()  # one by one: a byte that the encoding does not know should be named by its very line
+        while block := list(islice(lines, BLOCK_LINES)):
             yield block
+
+    def raw_blocks(self, *, is_start: bool = True) -> Iterator[bytes]:
+        """Whole lines of UTF-8, about 64 KB at a time; of a pipe those that have come. `is_start`: nothing was read."""
+        read = self.stream.read1  # type: ignore[attr-defined]
+        rest = [self.stream.read(3).removeprefix(codecs.BOM_UTF8)] if is_start else []
+        while data := read(BLOCK_BYTES):
+            end = data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, -1) + 1  # a \r at the very end may be half of \r\n
+            if end:
+                yield b"".join((*rest, data[:end]))
+                rest.clear()
+            rest.append(data[end:])
+        if last := b"".join(rest):
+            yield last
 
     def utf8_lines(self) -> Iterator[bytes]:
         """Lines as UTF-8 bytes; only \\n ends a line, so that file:line is what an editor shows."""
@@ -112,14 +121,38 @@ class TextInput:
             raise not_text(f"{self.name}:{line}", self.encoding, column) from None
 
 
-def open_text(stream: IO[bytes], name: str, encoding: str | None) -> TextInput:
-    """Look at the first bytes of a stream and decide how to read it; what is not text is a data error."""
-    head = stream.read(HEAD_BYTES)
+def line_ends(block: bytes) -> int:
+    """How many lines end in UTF-8 bytes: at \\n, \\r or \\r\\n."""
+    return block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+
+
+def lines_in(block: bytes) -> list[str]:
+    """The lines in UTF-8 bytes with their ends as written; a byte that is none becomes a lone surrogate."""
+    return list(io.StringIO(block.decode("utf-8", "surrogateescape"), newline=""))
+
+
+def open_text(stream: IO[bytes], name: str, encoding: str | None, head: bytes | None = None) -> TextInput:
+    """Look at the first bytes of a stream and decide how to read it; what is not text is a data error.
+
+    `head` is what was read of the stream before; without it, HEAD_BYTES are.
+    """
+    head = stream.read(HEAD_BYTES) if head is None else head
     if encoding is None:
         refuse_foreign(head, name)
     found, notes = (encoding, ()) if encoding else find_encoding(head, name)
     whole = io.BufferedReader(Rewound(head, stream), buffer_size=HEAD_BYTES)
     return TextInput(name, head, found, whole, notes)
+
+
+def first_lines(stream: IO[bytes]) -> bytes:
+    """The beginning of a stream up to its first line that is not blank, without waiting for more; at most HEAD_BYTES."""
+    head = b""
+    while len(head) < HEAD_BYTES and not (head.strip() and head.endswith(b"\n")):
+        line = stream.readline(HEAD_BYTES - len(head))
+        if not line:
+            break
+        head += line
+    return head
 
 
 def refuse_foreign(head: bytes, name: str) -> None:

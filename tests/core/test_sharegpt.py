@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftkit.core.conversations import common_turns, parse_tools, to_messages
+from ftkit.core.sharegpt import common_turns, parse_tools, to_messages
 from ftkit.errors import UserError
 
 
