@@ -586,28 +586,34 @@ def open_arena(root: Path) -> Arena:
     return Arena(root, model)
 
 
-def table(results: list[tuple[str, str, Tally, float]]) -> str:
-    """The results as Markdown."""
-    lines = [
-        "| fault | what is done | injected | survived | runs compared | equal to the byte |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for name, what, tally, _ in results:
-        failed = len({failure.split(": ")[0] for failure in tally.failures})
-        unequal = sum("other bytes" in failure for failure in tally.failures)
-        survived = tally.injected - failed
-        lines.append(
-            f"| {name} | {what} | {tally.injected:,} | {survived:,} | {tally.compared:,} | {tally.compared - unequal:,} |"
-        )
-    return "\n".join(lines) + "\n"
+HEAD = (
+    "| fault | what is done | injected | survived | runs compared | equal to the byte |",
+    "|---|---|--:|--:|--:|--:|",
+)
 
 
-def write_table(file: Path, text: str) -> None:
-    """Put the table between its marks in a Markdown file."""
+def row_of(name: str, sweep: Callable[[Arena, bool], Tally], tally: Tally) -> str:
+    """The result of a sweep as a line of a Markdown table."""
+    failed = len({failure.split(": ")[0] for failure in tally.failures})
+    equal = tally.compared - sum("other bytes" in failure for failure in tally.failures)
+    numbers = [f"{number:,}" for number in (tally.injected, tally.injected - failed, tally.compared, equal)]
+    return f"{beginning(name, sweep)} {' | '.join(numbers)} |"
+
+
+def beginning(name: str, sweep: Callable[[Arena, bool], Tally]) -> str:
+    """The cells that say which sweep it is."""
+    return f"| {name} | {(sweep.__doc__ or '').split(': ', 1)[1].rstrip('.')} |"
+
+
+def write_rows_of_table(file: Path, rows: list[str]) -> None:
+    """Put the rows between their marks in a Markdown file; those of sweeps that were not run this time stay."""
     begin, end = "<!-- faults: begin -->\n", "<!-- faults: end -->\n"
     before, _, rest = file.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    file.write_text(before + begin + text + end + after, encoding="utf-8")
+    known, _, after = rest.partition(end)
+    places = [beginning(name, sweep) for name, sweeps in SWEEPS.items() for sweep in sweeps]
+    found = {place: line for place in places for line in [*known.splitlines(), *rows] if line.startswith(place)}
+    lines = [*HEAD, *(found[place] for place in places if place in found)]
+    file.write_text(before + begin + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
 
 
 def main() -> int:
@@ -617,7 +623,7 @@ def main() -> int:
     asked.add_argument("--only", default="", help="names of sweeps, separated by commas")
     asked.add_argument("--write", type=Path, help="Markdown file to put the table into")
     arguments = asked.parse_args()
-    results, is_well = [], True
+    rows, is_well = [], True
     with tempfile.TemporaryDirectory(prefix="ftkit-faults-") as root:
         arena = open_arena(Path(root))
         for name, sweeps in SWEEPS.items():
@@ -625,16 +631,15 @@ def main() -> int:
                 began = time.monotonic()
                 tally = sweep(arena, arguments.short)
                 seconds = time.monotonic() - began
-                results.append((name, (sweep.__doc__ or "").split(": ", 1)[1].rstrip("."), tally, seconds))
+                rows.append(row_of(name, sweep, tally))
                 state = "all survived" if not tally.failures else f"{len(tally.failures)} FAILED"
                 print(f"{name} {sweep.__name__}: {tally.injected} injected, {state}, {seconds:.0f} s", file=sys.stderr)
                 for failure in tally.failures[:20]:
                     print(f"  {failure}", file=sys.stderr)
                 is_well = is_well and not tally.failures
-    text = table(results)
-    print(text)
+    print("\n".join([*HEAD, *rows]))
     if arguments.write and is_well:
-        write_table(arguments.write, text)
+        write_rows_of_table(arguments.write, rows)
     return 0 if is_well else 1
 
 
