@@ -360,7 +360,10 @@ def settle_damaged(arena: Arena, tally: Tally, place: Path, what: str) -> None:
 def out_of_memory_at_every_pass(arena: Arena, short: bool) -> Tally:
     """F7: memory runs out in each pass in turn; with one row at once, and with several, which go on in smaller parts."""
     tally = Tally()
-    single, pairs = ["--pack", "off", "--micro-batch", "1"], ["--pack", "off", "--micro-batch", "4", "--dropout", "0"]
+    single, pairs = (
+        ["--pack", "off", "--micro-batch", "1"],
+        ["--pack", "off", "--micro-batch", "4", "--dropout", "0", "--dtype", "fp32"],
+    )
     expected = losses_of(arena, pairs)
     for number in every(29 if short else 3, 60):
         place = arena.place()
