@@ -417,8 +417,9 @@ def test_a_dumb_terminal_with_no_place_for_a_history_is_talked_to_in_plain_lines
 @pytest.fixture
 def talk(tiny_model, capsys):
     """Type lines to a conversation of the tiny model; returns (what it holds then, stdout, stderr)."""
-    from ftkit.core.conversation import Conversation, Sampling, Speaker
+    from ftkit.core.conversation import Conversation, Speaker
     from ftkit.core.encoding import Encoder
+    from ftkit.core.generation import Sampling
     from ftkit.io.trained import load_trained, open_trained
 
     loaded = load_trained(open_trained(str(tiny_model)), "cpu")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ftkit.core.conversation import Conversation, Sampling, Speaker, without_oldest_exchange
+from ftkit.core.conversation import Conversation, Speaker, without_oldest_exchange
 from ftkit.core.encoding import Encoder
-from ftkit.core.generation import generate_batch
+from ftkit.core.generation import Sampling, generate_batch
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import find_base, load_tokenizer, load_weights
 from ftkit.io.template_files import load_template

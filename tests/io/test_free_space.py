@@ -11,9 +11,9 @@ from ftkit.io.free_space import available_memory, require_disk, require_memory, 
 
 def test_a_disk_with_too_little_room_is_exit_74_with_both_sizes(tmp_path):
     free = shutil.disk_usage(tmp_path).free
-    require_disk(tmp_path / "not" / "yet", 1000, "3 checkpoints")
+    require_disk(tmp_path / "not" / "yet", 1000, "3 checkpoints take", hint="make room")
     with pytest.raises(UserError, match=f"3 checkpoints take {size(free * 2)}, the disk has") as caught:
-        require_disk(tmp_path, free * 2, "3 checkpoints")
+        require_disk(tmp_path, free * 2, "3 checkpoints take", hint="make room")
     assert caught.value.exit_code == ExitCode.IO
 
 

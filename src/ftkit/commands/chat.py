@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from ftkit import console
-from ftkit.core.conversation import Conversation, Prompt, Sampling, Speaker
+from ftkit.core.conversation import Conversation, Prompt, Speaker
 from ftkit.core.encoding import Encoder
-from ftkit.core.generation import Answer
+from ftkit.core.generation import Answer, Sampling
 from ftkit.core.settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import BUILTIN

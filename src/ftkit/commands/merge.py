@@ -33,8 +33,9 @@ from ftkit.io.atomic import atomic_folder
 from ftkit.io.base_model import check_base, config_sha256, load_tokenizer, local_files, read_config, transformers_config
 from ftkit.io.card import Card, write_card
 from ftkit.io.devices import DTYPES
+from ftkit.io.free_space import require_disk
 from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read_report, refuse_harm, write_report
-from ftkit.io.model_folder import copy_beside, require_space, write_config
+from ftkit.io.model_folder import copy_beside, write_config
 from ftkit.io.quantization import quantization_config, quantized_layers
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
@@ -97,7 +98,7 @@ def merge_one(settings: MergeSettings, trained: Trained) -> None:
     if is_done(job.out, identity, force=settings.force, unproven=settings.no_check):
         say_path(job.out, settings)
         return
-    require_space(job.out, total_bytes(job.steps))
+    require_disk(job.out, total_bytes(job.steps), "the merged model needs", hint="give -o on another disk")
     with atomic_folder(job.out, replace=settings.force) as folder:
         ledger = write_weights(job.steps, job.adapter, trained.card, folder)
         changed = require_only_planned_changes(job.steps, folder, ledger)

@@ -101,7 +101,9 @@ def check_space(prepared: Prepared, folder: RunFolder) -> None:
     if prepared.device == "cpu" and not prepared.settings.init:
         require_memory(weights_bytes(prepared), f"loading {prepared.base.name}")
     checkpoints = max(1, prepared.settings.keep + 1 - len(checkpoint_steps(folder.path)))
-    require_disk(folder.path, checkpoints * checkpoint_bytes(prepared), f"{checkpoints} checkpoints")
+    room = checkpoints * checkpoint_bytes(prepared)
+    hint = "make room, give --run on another disk, or a smaller --keep"
+    require_disk(folder.path, room, f"{checkpoints} checkpoints take", hint=hint)
 
 
 def settle_packing(prepared: Prepared, model: nn.Module, start: Checkpoint | None) -> Prepared:

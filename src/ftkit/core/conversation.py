@@ -8,20 +8,11 @@ from typing import Any
 import torch
 
 from ftkit.core.encoding import Encoder
-from ftkit.core.generation import Answer, Stream, generate_batch, stream_answer
+from ftkit.core.generation import Answer, Sampling, Stream, generate_batch, stream_answer
 from ftkit.errors import ExitCode, UserError
 
 Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text}"""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is chosen. max_new: its longest length in tokens; temperature 0 takes the likeliest token."""
-
-    max_new: int
-    temperature: float = 0.0
-    seed: int = 42
 
 
 @dataclass(frozen=True)

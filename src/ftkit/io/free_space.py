@@ -8,17 +8,17 @@ from ftkit.errors import ExitCode, UserError
 MEMORY_FACTS = Path("/proc/meminfo")
 
 
-def require_disk(folder: Path, needed: int, what: str) -> None:
-    """Exit 74 where the disk of `folder` has fewer than `needed` bytes free."""
+def require_disk(folder: Path, needed: int, what: str, *, hint: str) -> None:
+    """Exit 74 where the disk of `folder` has fewer than `needed` bytes free. what: who takes them, as `it takes`."""
     place = folder
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{folder}: {what} take {size(needed)}, the disk has {size(free)} free",
+            f"{folder}: {what} {size(needed)}, the disk has {size(free)} free",
             ExitCode.IO,
-            hint="make room, give --run on another disk, or a smaller --keep",
+            hint=hint,
         )
 
 

@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ftkit.errors import ExitCode, UserError
-
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
@@ -41,15 +39,3 @@ def write_config(base: Path, folder: Path, dtype: str, *, converted: bool, untie
         if untied and (part is config or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def require_space(path: Path, needed_bytes: int) -> None:
-    """Exit 74 where a folder of this size cannot be written, before the work."""
-    place = next(parent for parent in path.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(place).free
-    if free < needed_bytes:
-        raise UserError(
-            f"{place}: {free / 1e9:.1f} GB free, the merged model needs {needed_bytes / 1e9:.1f} GB",
-            ExitCode.IO,
-            hint="give -o on another disk",
-        )
