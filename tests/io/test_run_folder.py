@@ -11,12 +11,13 @@ from ftkit.io.run_folder import (
     COMPLETE,
     LATEST,
     RunFolder,
-    find_complete,
+    find_run,
     latest_run,
     mark_latest,
     new_run,
     open_run,
     require_latest,
+    unfinished_runs,
 )
 
 
@@ -97,20 +98,28 @@ def test_without_a_latest_run_the_command_to_type_is_told(named):
 def test_a_complete_run_of_the_same_identity_is_found_again():
     make_run("other000")
     make_run("abcd1234", status="failed")
-    assert find_complete("abcd1234") is None
+    assert find_run("abcd1234", complete=True) is None
     run = make_run()
-    assert find_complete("abcd1234") == run
+    assert find_run("abcd1234", complete=True) == run
+
+
+def test_an_unfinished_run_of_the_same_identity_is_found_to_be_gone_on_with():
+    make_run()
+    assert find_run("abcd1234", complete=False) is None
+    begun = make_run(status="stopped")
+    assert find_run("abcd1234", complete=False) == begun
+    assert [run for run, _ in unfinished_runs()] == [begun]
 
 
 def test_a_run_whose_adapter_is_gone_is_not_complete():
     make_run().adapter.rmdir()
-    assert find_complete("abcd1234") is None
+    assert find_run("abcd1234", complete=True) is None
 
 
 def test_a_damaged_run_beside_it_does_not_keep_a_run_from_being_found():
     run, damaged = make_run(), make_run("ffff0000")
     (damaged.path / "run.json").write_text("{")
-    assert find_complete("abcd1234") == run
+    assert find_run("abcd1234", complete=True) == run
 
 
 def test_a_run_opens_only_when_it_is_complete():
