@@ -311,16 +311,18 @@ def test_several_processes_are_refused_and_one_is_not(train, workplace):
 
 def test_a_folder_that_is_no_run_is_never_written_into(train, workplace):
     (workplace / "mine").mkdir()
+    (workplace / "mine" / "notes.txt").write_text("keep me")
     result = train("--run", "mine", data="-", stdin=NEVER_READ)
     assert_refused(result, ExitCode.EXISTS, "mine exists and is no run")
-    assert not any((workplace / "mine").iterdir())
+    assert [path.name for path in (workplace / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_an_unfinished_run_is_not_overwritten(train, workplace):
+def test_an_unfinished_run_of_something_else_is_not_overwritten(train, workplace):
     run = RunFolder(workplace / "mine")
     run.path.mkdir()
     run.write_info({"status": "running"})
-    assert_refused(train("--run", "mine"), ExitCode.EXISTS, "not complete (status: running)")
+    assert_refused(train("--run", "mine"), ExitCode.MODEL, "mine holds another run", "rows")
+    assert run.read_info()["status"] == "running"
 
 
 def test_a_run_of_other_settings_or_rows_lists_what_differs(run_here, train, workplace, tiny_model):
