@@ -204,7 +204,7 @@ def killed_at_every_file_operation(arena: Arena, short: bool) -> Tally:
 
         def watch(event: str, arguments: tuple[object, ...]) -> None:
             path = str(arguments[0])
-            is_ours = event in watched and "run" in path and not path.startswith(("/proc", "/sys"))
+            is_ours = event in watched and path.startswith(("run", str(place / "run")))  # noqa: B023
             if is_ours and next(seen) == number:  # noqa: B023  # the child dies in this round
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -571,12 +571,13 @@ def open_arena(root: Path) -> Arena:
     import bitsandbytes
     import peft
     import transformers
-    from conftest import save_tiny_tokenizer, save_tiny_weights
+    from conftest import hear_signals, save_tiny_tokenizer, save_tiny_weights
 
     from ftkit import console
     from ftkit.commands import train  # noqa: F401
 
     assert bitsandbytes and peft and transformers
+    hear_signals()
     console.set_level(console.QUIET)
     torch.set_num_threads(1)
     model = root / "model"
