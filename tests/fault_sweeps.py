@@ -183,7 +183,7 @@ def killed_at_every_place(arena: Arena, short: bool) -> Tally:
     """F1: SIGKILL at every passage of every named place of a run: rows, steps, each part of each save."""
     tally = Tally()
     for options in ([], ["--early-stop", "5", "--keep", "1"]):
-        for number in every(41 if short else 1):
+        for number in every(41 if short else 1, 130 if short else None):
             place = arena.place()
             code = arena.run(place, options, f"*:kill:{number}")
             if code == 0:
@@ -198,7 +198,7 @@ def killed_at_every_file_operation(arena: Arena, short: bool) -> Tally:
     """F1: SIGKILL before every open, rename, mkdir and removal in the run's folder."""
     tally = Tally()
     watched = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.truncate"}
-    for number in every(29 if short else 1):
+    for number in every(29 if short else 1, 120 if short else None):
         place = arena.place()
         seen = itertools.count(1)
 
@@ -254,7 +254,9 @@ def signalled_everywhere(arena: Arena, short: bool) -> Tally:
         expect(tally, f"{sent} at {where}", code, (SIGNALS[sent],))
         settle(arena, tally, place, [], f"{sent} at {where}")
     in_time = 0
-    for number in every(40 if short else 1):  # those that come after the last step find a run that ends well
+    for number in every(
+        40 if short else 1, 130 if short else None
+    ):  # those that come after the last step find a run that ends well
         place = arena.place()
         code = arena.run(place, [], f"*:term:{number}")
         expect(tally, f"SIGTERM at passage {number}", code, (0, STOPPED))
