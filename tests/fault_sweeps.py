@@ -203,7 +203,7 @@ def killed_at_every_file_operation(arena: Arena, short: bool) -> Tally:
         seen = itertools.count(1)
 
         def watch(event: str, arguments: tuple[object, ...]) -> None:
-            path = str(arguments[0])
+            path = str(arguments[0]) if event in watched else ""
             is_ours = event in watched and path.startswith(("run", str(place / "run")))  # noqa: B023
             if is_ours and next(seen) == number:  # noqa: B023  # the child dies in this round
                 os.kill(os.getpid(), signal.SIGKILL)
