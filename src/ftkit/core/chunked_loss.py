@@ -66,28 +66,29 @@ def wide_format(logits: Tensor) -> torch.dtype:
 class NatsInCache(torch.autograd.Function):
     """Cross-entropy, summed, a few rows at a time, so that float32 copies of logits stay in a CPU's cache.
 
-    The gradient of a row is softmax(logits) - onehot(label); the softmax is computed again from the logits' own format.
+    The gradient of a row is softmax(logits) - onehot(label), so it is made of the softmax that the loss needs anyway.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits (n, V), labels (n,) -> () in nats."""
-        wide = wide_format(logits)
-        normalisers = torch.cat([rows.to(wide).logsumexp(-1) for rows in torch.split(logits, rows_in_cache(logits))])
-        ctx.save_for_backward(logits, labels, normalisers)
-        return (normalisers - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).sum()
+        """logits (n, V), labels (n,) -> () in nats; keeps the gradient, (n, V) in the logits' format."""
+        wide, size = wide_format(logits), rows_in_cache(logits)
+        gradient = torch.empty_like(logits)
+        losses = []
+        for rows, chosen, place in zip(*(torch.split(part, size) for part in (logits, labels, gradient)), strict=True):
+            found, chosen = torch.softmax(rows, dim=-1, dtype=wide), chosen.unsqueeze(1)
+            # the label's own probability may be too small for the format, that of the likeliest token is not
+            normalisers = rows.amax(dim=-1).to(wide) - found.amax(dim=-1).log()
+            losses.append((normalisers - rows.gather(1, chosen).squeeze(1)).sum())
+            place.copy_(found.scatter_add_(1, chosen, found.new_full(chosen.shape, -1)))
+        ctx.save_for_backward(gradient)
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         """(n, V) in the logits' format."""
-        logits, labels, normalisers = ctx.saved_tensors
-        gradient, size = torch.empty_like(logits), rows_in_cache(logits)
-        parts = (torch.split(tensor, size) for tensor in (logits, labels, normalisers, gradient))
-        for rows, chosen, normaliser, place in zip(*parts, strict=True):
-            found = (rows - normaliser.unsqueeze(1)).exp_()  # softmax, in the wide format
-            found[torch.arange(len(rows)), chosen] -= 1
-            place.copy_(found.mul_(upstream[0]))
-        return gradient, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0].to(gradient.dtype), None
 
 
 def rows_in_cache(logits: Tensor) -> int:
