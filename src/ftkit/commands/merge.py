@@ -12,6 +12,7 @@ from ftkit import console
 from ftkit.commands.merge_adapters import combined_adapter
 from ftkit.commands.merge_proof import Proof, prove, was_quantised
 from ftkit.commands.merge_weights import SHORT_DTYPES, Ledger, require_only_planned_changes, write_weights
+from ftkit.core.layer_merging import Update, updates_by_peft
 from ftkit.core.merge_plan import (
     Step,
     changed_ties,
@@ -27,6 +28,7 @@ from ftkit.core.meta_model import build_meta_model
 from ftkit.core.ollama import modelfile
 from ftkit.core.proof import CONTINUED
 from ftkit.core.settings import MergeSettings, require
+from ftkit.core.streaming import build_placeholder_model
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, open_adapter_weights
 from ftkit.io.atomic import atomic_folder
@@ -40,7 +42,7 @@ from ftkit.io.quantization import quantization_config, quantized_layers
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
 from ftkit.io.tensors import FLOATS, same_values
-from ftkit.io.trained import Trained, open_trained, open_trained_run
+from ftkit.io.trained import Trained, open_trained, open_trained_run, put_adapter
 
 FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
@@ -214,11 +216,13 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
         names = trained.card.quantized_sha256
         quantised = {layer: is_transposed(layer, find_layer(layer, model)) for layer in names}
     adapter, ties = joined_ties(adapter, tied_parameters(model))
-    is_untied = settings.untie and bool(changed_ties(adapter, ties))
+    updates = updates_of(adapter, config)
+    is_untied = settings.untie and bool(changed_ties(adapter, updates, ties))
     steps = plan_merge(
         model,
         read_layout(base),
         adapter,
+        updates=updates,
         quantised=layers,
         dtype=FILE_DTYPES[settings.dtype],
         ties=ties,
@@ -227,6 +231,18 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
     if is_untied:
         console.info("untied: head and embeddings are two tensors in the merged model")
     return Job(settings, trained, adapter, base, config, onto, steps, is_untied, quantised, out)
+
+
+def updates_of(adapter: Adapter, config: Any) -> dict[str, Update]:
+    """What PEFT itself merges, by the name of the base's parameter; nothing for LoRA on matrices, which ftkit does."""
+    if not adapter.others:
+        return {}
+    with console.quiet_libraries():
+        model = build_placeholder_model(config, torch.float32)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in adapter.saved:  # PEFT writes into it
+            parameter.data = torch.empty(parameter.shape)
+    return updates_by_peft(put_adapter(model, adapter.folder))
 
 
 def joined_ties(adapter: Adapter, ties: dict[str, str]) -> tuple[Adapter, dict[str, str]]:

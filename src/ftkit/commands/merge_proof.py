@@ -137,7 +137,7 @@ def base_and_adapter(trained: Trained, adapter: Adapter, config: Any, *, seen: L
     with console.quiet_libraries():
         model = build_placeholder_model(config, dtype)
     weights = file_weights(model, local_files(trained.base, weights=True))
-    if weights is None:
+    if weights is None or adapter.config.get("target_parameters"):  # PEFT swaps such parameters while layers run
         return put_adapter(whole_base(trained, dtype, seen), trained.adapter).eval()
     for layer, transposed in seen.items():
         assert trained.card is not None

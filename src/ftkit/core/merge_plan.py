@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ftkit.core.checkpoint_names import parameter_names
+from ftkit.core.layer_merging import Update
 from ftkit.core.merging import adapter_rank, adapter_scale
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, Pair, Rows
@@ -23,7 +24,7 @@ class Step:
 
     replaced_by: a whole tensor of the adapter. quantised: name of the layer that training saw quantised (its values
     become those). pair, scale: the update that is added. transposed: the weight lies as (in, out). bias: what is
-    added to a bias, times `scale`. rows: of an embedding, replaced by trained ones.
+    added to a bias, times `scale`. update: what PEFT makes of the values. rows: of an embedding, replaced by trained ones.
     dtype: of the result, as safetensors names it.
     """
 
@@ -36,12 +37,13 @@ class Step:
     scale: float = 0.0
     transposed: bool = False
     bias: TensorPlace | None = None
+    update: Update | None = None
     rows: Rows | None = None
 
     @property
     def changes(self) -> bool:
         """True if values, not only their format, may become others."""
-        return any((self.replaced_by, self.quantised, self.pair, self.bias, self.rows))
+        return any((self.replaced_by, self.quantised, self.pair, self.bias, self.update, self.rows))
 
     @property
     def result(self) -> NewTensor:
@@ -54,6 +56,7 @@ def plan_merge(
     layout: Mapping[str, TensorPlace],
     adapter: Adapter,
     *,
+    updates: Mapping[str, Update],
     quantised: Collection[str] = (),
     dtype: str | None = None,
     ties: Mapping[str, str],
@@ -61,7 +64,7 @@ def plan_merge(
 ) -> list[Step]:
     """A step for every tensor of the result, by name: those of the base's files, and what `untie` makes of a tied one.
 
-    model: the base on the meta device. quantised: layers to take as training saw them. dtype: of the result as
+    model: the base on the meta device. updates: of parameters, where PEFT merges them itself. quantised: layers to take as training saw them. dtype: of the result as
     safetensors names it; None keeps each tensor's. ties: parameters that are one tensor
     with another (`tied_parameters`). untie: where the adapter breaks a tie, each side gets a tensor of its own;
     otherwise that is refused. Trained rows of tied embeddings keep the tie, as PEFT trains them. Whatever does not
@@ -69,15 +72,19 @@ def plan_merge(
     """
     parameters = parameter_names(model, layout)
     if untie:
-        layout, parameters = untied(changed_ties(adapter, ties), layout, parameters)
+        layout, parameters = untied(changed_ties(adapter, updates, ties), layout, parameters)
     kept = {} if untie else {**{source: target for target, source in ties.items()}, **ties}
     kept = {name: other for name, other in kept.items() if name.removesuffix(".weight") not in adapter.rows}
     owners: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
         owners.setdefault(parameter, []).append(name)
-    changes = find_changes(
-        model, layout, adapter, quantised, lambda parameter: owner_of(parameter, owners, model, kept)
-    )
+
+    def owner(parameter: str) -> str:
+        return owner_of(parameter, owners, model, kept)
+
+    changes = find_changes(model, layout, adapter, quantised, owner)
+    for parameter, update in updates.items():
+        changes.setdefault(owner(parameter), {})["update"] = update
     return [
         Step(
             name,
@@ -184,9 +191,9 @@ def tied_parameters(model: Any) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def changed_ties(adapter: Adapter, ties: Mapping[str, str]) -> dict[str, str]:
+def changed_ties(adapter: Adapter, updates: Collection[str], ties: Mapping[str, str]) -> dict[str, str]:
     """Those ties that an adapter breaks, because it changes one side, or each side in its own way."""
-    changed = {*adapter.saved, *(f"{layer}.weight" for layer in adapter.pairs)}
+    changed = {*adapter.saved, *(f"{layer}.weight" for layer in adapter.pairs), *updates}
     return {name: source for name, source in ties.items() if name in changed or source in changed}
 
 

@@ -28,14 +28,29 @@ from ftkit.io.shards import read_header
 from ftkit.io.template import Template
 from ftkit.libraries import import_bitsandbytes
 
-ADAPTER_KEYS = (
-    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path",
-    "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform",
-    "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "peft_version",
-    "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "target_parameters", "task_type",
-    "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora",
+COMMON_KEYS = (
+    "auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "layers_pattern", "layers_to_transform", "modules_to_save", "peft_type", "peft_version", "r", "revision",
+    "target_modules", "task_type",
 )  # fmt: skip
+LYCORIS_KEYS = ("alpha", "alpha_pattern", "init_weights", "module_dropout", "rank_dropout", "rank_pattern")
+ADAPTER_KEYS = {
+    "LORA": (
+        "alora_invocation_tokens", "alpha_pattern", "arrow_config", "corda_config", "ensure_weight_tying", "eva_config",
+        "init_lora_weights", "layer_replication", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout",
+        "qalora_group_size", "rank_pattern", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
+        "use_qalora", "use_rslora",
+    ),
+    "LOHA": (*LYCORIS_KEYS, "use_effective_conv2d"),
+    "LOKR": (*LYCORIS_KEYS, "decompose_both", "decompose_factor", "rank_dropout_scale", "use_effective_conv2d"),
+    "OFT": (
+        "block_share", "coft", "eps", "init_weights", "module_dropout", "num_cayley_neumann_terms", "oft_block_size",
+        "use_cayley_neumann",
+    ),
+    "IA3": ("feedforward_modules", "init_ia3_weights"),
+    "VERA": ("d_initial", "init_weights", "projection_prng_key", "save_projection", "vera_dropout"),
+}  # fmt: skip
+"""Kinds of adapters that are opened, and the settings that each has besides COMMON_KEYS."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +154,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: missing or not JSON", ExitCode.MODEL, hint="train again, or copy the whole adapter"
         ) from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise UserError(f"{path}: peft_type is {kind!r}", ExitCode.MODEL, hint="ftkit opens LoRA adapters")
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in ADAPTER_KEYS:
+        hint = f"ftkit opens adapters of the kinds {', '.join(ADAPTER_KEYS)}"
+        raise UserError(f"{path}: peft_type is {kind!r}", ExitCode.MODEL, hint=hint)
     refuse_foreign_keys(config, path)
-    if not isinstance(config.get("r"), int) or config["r"] < 1:
+    if kind not in ("IA3", "OFT") and (not isinstance(config.get("r"), int) or config["r"] < 1):
         raise UserError(
             f"{path}: r is {config.get('r')!r}, should be 1 or more",
             ExitCode.MODEL,
@@ -166,11 +182,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def refuse_foreign_keys(config: dict[str, Any], path: Path) -> None:
     """Exit 4 for keys that PEFT does not have, or that import a module of the adapter's choice."""
+    own = (*COMMON_KEYS, *ADAPTER_KEYS[config["peft_type"]])
     for key, value in config.items():
         if key == "megatron_core" and value == "megatron.core":  # PEFT's default, which it writes into every adapter
             continue
         imports = value.get("parent_library") if key == "auto_mapping" and isinstance(value, dict) else None
-        is_foreign = key not in ADAPTER_KEYS and value not in (None, False, "", [], {})
+        is_foreign = key not in own and value not in (None, False, "", [], {})
         if is_foreign or not str(imports or "transformers").startswith("transformers"):
             fault = "it is no setting of an adapter, or it makes PEFT import code"
             raise UserError(
