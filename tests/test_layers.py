@@ -31,6 +31,7 @@ LIGHT = (
     "stopping",
     "core.settings",
     "core.configuration",
+    "core.byte_sizes",
     "core.durations",
     "io.settings_files",
 )

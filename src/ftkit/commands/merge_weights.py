@@ -39,7 +39,7 @@ class Ledger:
     sha256: dict[str, str] = field(default_factory=dict)
 
 
-def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder: Path) -> Ledger:
+def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder: Path, shard_bytes: int) -> Ledger:
     """Stream the base's tensors through their steps into new files, one in memory at a time."""
     refuse_idle_adapter(adapter)
     by_name = {step.name: step for step in steps}
@@ -54,7 +54,7 @@ def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder
             ledger.sha256[tensor.name] = digest.hexdigest()
             progress.advance(note=tensor.name)
 
-        write_shards(folder, [step.result for step in steps], content)
+        write_shards(folder, [step.result for step in steps], content, shard_bytes=shard_bytes)
     if ledger.foreign:
         raise foreign_quantisation(ledger.foreign)
     if not ledger.updated and adapter.is_plain:
@@ -78,9 +78,7 @@ def refuse_idle_adapter(adapter: Adapter) -> None:
 
 def idle_adapter(folder: Path) -> UserError:
     """The error for an adapter whose every update is zero."""
-    return UserError(
-        f"{folder}: the adapter does nothing: every update is zero", ExitCode.GATE, hint="was it trained?"
-    )
+    return UserError(f"{folder}: the adapter does nothing: every update is zero", ExitCode.GATE, hint="was it trained?")
 
 
 def foreign_quantisation(layers: list[str]) -> UserError:
@@ -107,7 +105,7 @@ def merged_bytes(step: Step, card: Card | None, ledger: Ledger) -> Iterator[Any]
         yield chunk
 
 
-def converted(chunk: bytes, step: Step) -> Any:
+def converted(chunk: bytearray, step: Step) -> Any:
     """A piece of an unchanged tensor, checked for NaN, in the format of the result."""
     values = flat(chunk, step.place.dtype)
     if not is_finite(values):

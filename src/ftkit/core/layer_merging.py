@@ -5,22 +5,22 @@ at a time. LoHa: arXiv:2108.06098. LoKr: arXiv:2309.14859. OFT: arXiv:2306.07280
 VeRA: arXiv:2310.11454.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ftkit.core.checkpoint_names import Piece
+
 Update = Callable[[Tensor], Tensor]
-"""Values of one parameter of the base, float32 -> the same with the adapter merged into them, float32."""
+"""Values of one tensor of the base, float32 -> the same with the adapter merged into them, float32."""
+PeftLayers = Mapping[str, Sequence[Any]]
+"""Name of a parameter of the base -> PEFT's layers that change it, innermost last."""
 
 
-def updates_by_peft(tuned: Any) -> dict[str, Update]:
-    """Name of each parameter of the base that the adapter changes -> what PEFT's merge makes of its values.
-
-    tuned: PEFT's model, its base of placeholders.
-    """
+def layers_of_peft(tuned: Any) -> PeftLayers:
+    """PEFT's layers by the parameter that each changes. tuned: PEFT's model, its base of placeholders."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: dict[str, list[Any]] = {}
@@ -29,7 +29,7 @@ def updates_by_peft(tuned: Any) -> dict[str, Update]:
             layer = path.removeprefix("base_model.model.").replace(".base_layer", "")
             for name in changed_parameters(module):
                 layers.setdefault(f"{layer}.{name}", []).append(module)
-    return {name: partial(merged_by_peft, found, name.rpartition(".")[2]) for name, found in layers.items()}
+    return layers
 
 
 def changed_parameters(layer: Any) -> Iterator[str]:
@@ -41,7 +41,7 @@ def changed_parameters(layer: Any) -> Iterator[str]:
         yield "bias"
 
 
-def merged_by_peft(layers: list[Any], name: str, values: Tensor) -> Tensor:
+def merged_by_peft(layers: Sequence[Any], name: str, values: Tensor) -> Tensor:
     """One parameter of a base layer, float32, after these of PEFT's layers were merged into it.
 
     Merging changes a layer's other parameters, too: they are zeros meanwhile.
@@ -60,3 +60,17 @@ def merged_by_peft(layers: list[Any], name: str, values: Tensor) -> Tensor:
         base._parameters.update(kept)
         for layer in layers:
             layer.merged_adapters = []
+
+
+def merged_piece(layers: Sequence[Any], piece: Piece, values: Tensor) -> Tensor:
+    """One expert's matrix (rows, columns), float32, that loading joins into a parameter which these layers change.
+
+    The same sum as PEFT's `ParamWrapper.merge`, of one expert: W + scale * B A.
+    """
+    for layer in layers:
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        own_a = a.reshape(layer.num_experts, -1, a.shape[-1])[piece.expert]  # (r, columns)
+        own_b = b.reshape(b.shape[0], -1, layer.num_experts)[..., piece.expert]  # (rows of all parts, r)
+        rows = own_b.chunk(piece.parts)[piece.part]
+        values = values + (rows @ own_a).detach() * layer.scaling["default"]
+    return values

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ftkit.core.byte_sizes import byte_size
 from ftkit.core.durations import rhythm_of, seconds_of
 from ftkit.errors import ExitCode, UserError
 
@@ -565,10 +566,30 @@ class MergeSettings:
     untie: Annotated[
         bool, Option("Give a tied head a tensor of its own, where the adapter changes it or the embeddings alone")
     ] = False
+    dequantise: Annotated[
+        bool, Option("Where the base is quantised on disk (bitsandbytes): merge onto the numbers that it stands for")
+    ] = False
+    shard_size: Annotated[str, Option("Largest file of weights, such as 500MB or 5GB", metavar="SIZE")] = "5GB"
     check: Annotated[int, Option("Probe prompts of the proof", metavar="N")] = 8
     no_check: Annotated[bool, Option("Publish without the proof; the model card says UNPROVEN")] = False
+    push_to_hub: Annotated[
+        str | None, Option("Upload the proven model there, too; a new repository is private", metavar="OWNER/NAME")
+    ] = None
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print merge.json on stdout instead of the path")] = False
+
+    @property
+    def shard_bytes(self) -> int:
+        """`shard_size` in bytes; 0 where it is no size."""
+        return byte_size(self.shard_size) or 0
+
+    def check_ranges(self) -> None:
+        """Raise a usage error for a value out of range."""
+        require(self.check >= 1, "--check", self.check, "1 or more")
+        require(self.shard_bytes >= 1, "--shard-size", self.shard_size, "a size such as 500MB or 5GB")
+        if self.push_to_hub is not None and self.no_check:
+            what = "--push-to-hub publishes only what was proven, and --no-check proves nothing"
+            raise UserError(what, ExitCode.USAGE, hint="leave one of them out")
 
 
 @dataclass(frozen=True)

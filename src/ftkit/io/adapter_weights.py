@@ -17,6 +17,9 @@ PARTS = {
 }  # fmt: skip
 EMBEDDINGS = (".embed_tokens.weight", ".lm_head.weight")
 """What PEFT saves along where embeddings were trained or resized, and puts in place of the base's."""
+WRAPPERS = (".token_adapter.base_layer.", ".base_layer.", ".modules_to_save.")
+UNTRAINED = ".original_module."
+"""The base's own tensor beside one of `modules_to_save`: PEFT saves it along where the vocabulary was resized."""
 ROWS = ".token_adapter.trainable_tokens_delta"
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 NOT_MERGED = {
@@ -85,6 +88,8 @@ def open_adapter_weights(folder: Path) -> Adapter:
     for key, place in header.items():
         name = key.removeprefix(PREFIX)
         part = next((end for end in PARTS if name.endswith(end)), None)
+        if UNTRAINED in name:
+            continue
         if part is not None and by_peft:
             others[key] = place
         elif part is not None:
@@ -93,7 +98,7 @@ def open_adapter_weights(folder: Path) -> Adapter:
             layer = name.removesuffix(ROWS)
             rows[layer] = trained_rows(folder, layer, config, place)
         elif is_saved_whole(name, config):
-            saved[name.replace(".base_layer.", ".")] = place
+            saved[without_wrapper(name)] = place
         elif by_peft:
             others[key] = place
         else:
@@ -102,6 +107,13 @@ def open_adapter_weights(folder: Path) -> Adapter:
         raise UserError(f"{folder / WEIGHTS}: holds no tensors", ExitCode.MODEL)
     pairs = {name: whole_pair(folder, name, parts) for name, parts in halves.items()}
     return Adapter(folder, config, pairs, saved, rows, others)
+
+
+def without_wrapper(name: str) -> str:
+    """The base's name of a tensor that PEFT names by the layers which it put around the base's."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, ".")
+    return name
 
 
 def is_left_to_peft(config: dict[str, Any], header: dict[str, TensorPlace]) -> bool:

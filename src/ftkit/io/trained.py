@@ -155,7 +155,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             f"{path}: missing or not JSON", ExitCode.MODEL, hint="train again, or copy the whole adapter"
         ) from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in ADAPTER_KEYS:
+    if not isinstance(config, dict) or not isinstance(kind, str) or kind not in ADAPTER_KEYS:
         hint = f"ftkit opens adapters of the kinds {', '.join(ADAPTER_KEYS)}"
         raise UserError(f"{path}: peft_type is {kind!r}", ExitCode.MODEL, hint=hint)
     refuse_foreign_keys(config, path)
@@ -249,6 +249,10 @@ def put_adapter(model: Any, folder: Path) -> Any:
     return tuned
 
 
+SAVED_TWICE = ".modules_to_save."
+"""In names of what PEFT saves a second time where the vocabulary was resized."""
+
+
 def require_all_landed(tuned: Any, folder: Path) -> None:
     """Every weight of the adapter file belongs to a layer of the base, and every adapted layer got its weights."""
     from peft import get_peft_model_state_dict
@@ -258,7 +262,8 @@ def require_all_landed(tuned: Any, folder: Path) -> None:
     file = set(read_header(folder / "adapter_model.safetensors"))
     unknown, missing = sorted(file - held), sorted(held - file)
     if unknown:  # copies of the base's own weights, which PEFT writes beside an adapted embedding, are no fault
-        unknown = sorted(set(unknown) - set(tuned.state_dict()))
+        own = set(tuned.state_dict())
+        unknown = sorted(name for name in unknown if name not in own and name.replace(SAVED_TWICE, ".") not in file)
     for fault, names in (("no layer of the base takes", unknown), ("the file lacks", missing)):
         if names:
             raise UserError(
