@@ -16,7 +16,8 @@ from ftkit.commands.train_plan import Prepared
 from ftkit.core.batching import Batch
 from ftkit.core.durations import Rhythm, rhythm_of
 from ftkit.core.generation import generate_batch
-from ftkit.core.loss import mean_loss, summed_loss
+from ftkit.core.loss import mean_loss
+from ftkit.core.objectives import training_objective
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.plan import within_memory
@@ -185,9 +186,8 @@ def run_steps(session: Session) -> None:
     """Validate, step, save, until the plan's end or until the held-out loss falls no more."""
     validate(session, 0)
     patience = session.prepared.settings.early_stop
-    steps = train_steps(
-        session.model, session.training, session.prepared.examples, summed_loss, session.prepared.device
-    )
+    objective = training_objective(session.prepared.settings)
+    steps = train_steps(session.model, session.training, session.prepared.examples, objective, session.prepared.device)
     with console.Progress("train", session.training.plan.steps, done=session.step) as progress:
         settle(session)  # a checkpoint may have been written between a step and its validation
         while not session.is_last and not (patience and session.course.is_stale(patience)):

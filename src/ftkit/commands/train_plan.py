@@ -205,7 +205,7 @@ def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         pack=settings.pack == "on",
-        share_prefix=settings.share_prefix == "on",
+        share_prefix=settings.share_prefix == "on" and not settings.neftune,  # each row has noise of its own
         micro_tokens=tokens,
     )
 

@@ -1,7 +1,7 @@
 """The rows of `ftkit train`: read, checked, turned into examples, some of them held out."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -79,7 +79,7 @@ def make_examples(
     train, valid = (
         [example for example, i in zip(examples, origin, strict=True) if (i in held) is side] for side in (False, True)
     )
-    return train, [data.rows[i] for i in sorted(held)], valid, ledger
+    return train, [data.rows[i] for i in sorted(held)], [replace(example, weight=1.0) for example in valid], ledger
 
 
 def read_held_out(settings: TrainSettings, data: Data, encoder: Encoder) -> tuple[list[dict[str, Any]], list[Example]]:
@@ -94,7 +94,7 @@ def read_held_out(settings: TrainSettings, data: Data, encoder: Encoder) -> tupl
         )
     examples, origin, ledger = encode(settings, encoder, rows, places)
     warn_of_losses(settings.valid, ledger, settings.max_length)
-    return [rows[i] for i in sorted(set(origin))], examples
+    return [rows[i] for i in sorted(set(origin))], [replace(example, weight=1.0) for example in examples]
 
 
 def warn_of_losses(source: str, ledger: Ledger, max_length: int) -> None:

@@ -4,7 +4,7 @@ The prompt's ids in training are exactly the ids that inference feeds: ids = enc
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -21,10 +21,14 @@ BROKEN = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row as the model sees it: ids, and for each id whether it is trained (counted in the loss)."""
+    """One row as the model sees it: ids, and for each id whether it is trained (counted in the loss).
+
+    weight: of each of its counted tokens in the loss.
+    """
 
     ids: list[int]
     counted: list[bool]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,10 @@ class Encoder:
 
     def example(self, row: dict[str, Any]) -> Example:
         """The row with its trained tokens marked; its last trained token is a stop token."""
+        example = self._unweighted(row)
+        return replace(example, weight=float(row["weight"])) if "weight" in row else example
+
+    def _unweighted(self, row: dict[str, Any]) -> Example:
         kind = kind_of(row)
         if kind == "messages":
             return self._chat_pieces(row["messages"], answer=True)

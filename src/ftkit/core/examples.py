@@ -1,7 +1,7 @@
 """Rows -> examples no longer than the model may see, with a ledger of what was dropped or cut."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -76,11 +76,16 @@ def fit(example: Example, max_length: int, overlength: str, *, is_text: bool) ->
         return [example] if any(example.counted[1:]) else []
     if is_text:
         cuts = range(0, len(example.ids) - 1, max_length - 1)
-        return [Example(example.ids[at : at + max_length], example.counted[at : at + max_length]) for at in cuts]
+        return [part_of(example, at, at + max_length) for at in cuts]
     if overlength == "truncate":
-        cut = Example(example.ids[:max_length], example.counted[:max_length])
+        cut = part_of(example, 0, max_length)
         return [cut] if any(cut.counted[1:]) else []
     return []
+
+
+def part_of(example: Example, start: int, end: int) -> Example:
+    """The tokens from start to end."""
+    return replace(example, ids=example.ids[start:end], counted=example.counted[start:end])
 
 
 def checked_example(encoder: Encoder, row: dict[str, Any], place: str) -> Example:
