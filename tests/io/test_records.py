@@ -33,7 +33,7 @@ def test_good_rows_are_known_by_their_keys(row, kind):
         ({"prompt": "a", "completion": None}, "'completion' is null"),
         ({"prompt": "a", "completion": " "}, "no answer, nothing to learn"),
         ({"text": ""}, "nothing to learn"),
-        ({"text": "a", "label": "b"}, "rows of classification cannot be trained yet"),
+        ({"text": "a", "label": None}, "'label' is null"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "rows of preference cannot be trained yet"),
         ({"prompt": "a", "completion": "b", "label": True}, "rows of preference cannot be trained yet"),
         ({"messages": [*turns("user"), {**turns("assistant")[0], "tool_calls": [1]}]}, "turn 2 calls a tool"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ftkit.core.batching import Batch
+from ftkit.core.classes import class_loss
 from ftkit.core.loss import summed_loss
 from ftkit.core.settings import TrainSettings
 from ftkit.core.training import Objective
@@ -16,7 +17,8 @@ from ftkit.core.training import Objective
 
 def training_objective(settings: TrainSettings) -> Objective:
     """The objective of the steps; held-out rows are measured without noise, smoothing and weights."""
-    objective: Objective = partial(summed_loss, smoothing=settings.label_smoothing)
+    loss = class_loss if settings.objective == "classify" else summed_loss
+    objective: Objective = partial(loss, smoothing=settings.label_smoothing)
     return partial(noisy_loss, objective, settings.neftune) if settings.neftune else objective
 
 

@@ -320,8 +320,18 @@ class TrainSettings(ModelSettings):
         "0.05"
     )
     objective: Annotated[
-        Literal["auto", "sft", "text"], Option("What is learned: answers (sft) or all of the text; found from the rows")
+        Literal["auto", "sft", "text", "classify"],
+        Option("What is learned: answers (sft), all of the text, or labels (classify); found from the rows"),
     ] = "auto"
+    across: Annotated[
+        bool, Option("Text: join documents to rows of --max-length, and let attention cross from one to the next")
+    ] = False
+    train_turns: Annotated[
+        Literal["all", "last"], Option("Which of the assistant's turns of a conversation are trained")
+    ] = "all"
+    class_weights: Annotated[
+        Literal["none", "balanced"], Option("balanced: every label counts the same, however many rows it has")
+    ] = "none"
     init: Annotated[
         str | None, Option("Train from scratch: folder with a config.json and a tokenizer", metavar="CONFIG")
     ] = None

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from ftkit.errors import ExitCode, UserError
 
 Kind = Literal["prompt_completion", "messages", "text", "classification", "preference"]
-TRAINED: tuple[Kind, ...] = ("prompt_completion", "messages", "text")
-"""The kinds that train, eval and chat take."""
+TRAINED: tuple[Kind, ...] = ("prompt_completion", "messages", "text", "classification")
+"""The kinds that train takes."""
 LEAVE_OUT = "mend the row, or leave it out: --on-error skip"
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -38,11 +38,7 @@ def check_row(row: dict[str, Any], where: str, *, kinds: tuple[Kind, ...] = TRAI
             hint="make rows with ftkit prep; a row has prompt and completion, messages, or text",
         )
     if kind not in kinds:
-        hint = (
-            "for plain text leave 'label' out; for a prompt that asks for the label: --template alpaca"
-            if kind == "classification"
-            else "keep the good answers only, under 'completion' or 'messages'"
-        )
+        hint = "keep the good answers only, under 'completion' or 'messages'"
         raise UserError(f"{where}: rows of {kind} cannot be trained yet", ExitCode.DATA, hint=hint)
     if "weight" in row:
         check_weight(row["weight"], where)
