@@ -214,40 +214,78 @@ def test_a_run_that_is_clearly_worse_than_another_fails_the_gate(here, tiny_mode
     assert error.value.message == f"gate failed: clearly worse than {run} in loss, perplexity, bits_per_byte"
 
 
-def test_forgetting_is_the_loss_on_general_text_before_and_after(here, tiny_model, capfdbinary):
-    """Beside a plain loop over both models with transformers and PEFT."""
+GENERAL = ["Below is an instruction that describes a task.", "Write a response, please. " * 8]
+
+
+def plain_forgetting(tokenizer, before, after):
+    """(before, after, KL) in nats a token, and the tokens, by a loop over the rows with both models beside each other."""
     import torch
     import torch.nn.functional as F
+
+    nats, divergence, tokens = [0.0, 0.0], 0.0, 0
+    for text in GENERAL:
+        ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
+        with torch.no_grad():
+            log_p = [F.log_softmax(model(ids).double(), -1) for model in (before, after)]
+        for side in (0, 1):
+            nats[side] -= float(log_p[side].gather(1, ids[0, 1:, None]).sum())
+        divergence += float((log_p[0].exp() * (log_p[0] - log_p[1])).sum())
+        tokens += ids.shape[1] - 1
+    return nats[0] / tokens, nats[1] / tokens, divergence / tokens, tokens
+
+
+def assert_forgetting_is(found, expected):
+    before, after, divergence, tokens = expected
+    assert found["tokens"] == tokens
+    assert found["before"] == pytest.approx(before, rel=1e-5) and found["after"] == pytest.approx(after, rel=1e-5)
+    assert found["rise"] == pytest.approx(found["after"] - found["before"])
+    assert found["divergence"] == pytest.approx(divergence, rel=1e-4)
+
+
+def write_general_text(folder):
+    (folder / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in GENERAL))
+
+
+def test_forgetting_is_the_loss_on_general_text_before_and_after(here, tiny_model, capfdbinary):
+    """Beside a plain loop over both models with transformers and PEFT."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    texts = ["Below is an instruction that describes a task.", "Write a response, please. " * 8]
-    (here / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    output, said = evaluate(
-        capfdbinary, forgetting="general.jsonl", metrics="loss", json=True, fail_under=["forgetting=1000"]
-    )
+    write_general_text(here)
+    options = dict(forgetting="general.jsonl", metrics="loss", json=True, fail_under=["forgetting=1000"])
+    output, said = evaluate(capfdbinary, **options)
     found = json.loads(output)["forgetting"]
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model), next((here / "runs").glob("*/adapter"))
+    ).eval()
 
-    adapter = next((here / "runs").glob("*/adapter"))
+    def base(ids):
+        with model.disable_adapter():
+            return model(ids).logits[0, :-1]
+
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).eval()
-    nats, divergence, tokens = {"before": 0.0, "after": 0.0}, 0.0, 0
-    for text in texts:
-        ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
-        with torch.no_grad():
-            after = F.log_softmax(model(ids).logits[0, :-1].double(), -1)
-            with model.disable_adapter():
-                before = F.log_softmax(model(ids).logits[0, :-1].double(), -1)
-        for name, log_p in (("before", before), ("after", after)):
-            nats[name] -= float(log_p.gather(1, ids[0, 1:, None]).sum())
-        divergence += float((before.exp() * (before - after)).sum())
-        tokens += ids.shape[1] - 1
-    assert found["tokens"] == tokens
-    assert found["before"] == pytest.approx(nats["before"] / tokens, rel=1e-5)
-    assert found["after"] == pytest.approx(nats["after"] / tokens, rel=1e-5)
-    assert found["rise"] == pytest.approx(found["after"] - found["before"])
-    assert found["divergence"] == pytest.approx(divergence / tokens, rel=1e-4)
+    assert_forgetting_is(found, plain_forgetting(tokenizer, base, lambda ids: model(ids).logits[0, :-1]))
     assert ("the model has forgotten" in said) == found["too_much"]
+
+
+def test_forgetting_of_a_fully_trained_model_is_that_of_both_models_beside_each_other(
+    here, tiny_model, ftkit, tmp_path
+):
+    """Though ftkit loads them one after the other."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    write_general_text(tmp_path)
+    made = ("train", str(here / "train.jsonl"), "--model", str(tiny_model), "--full", "--steps", "3", "--lr", "0.02")
+    assert ftkit(*made, "--run", "whole", cwd=tmp_path).exit_code == ExitCode.OK
+    result = ftkit(
+        "eval", "--run", "whole", "--forgetting", "general.jsonl", "--metrics", "loss", "--json", cwd=tmp_path
+    )
+    assert result.exit_code == ExitCode.OK, result.stderr
+    models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (tiny_model, tmp_path / "whole" / "model")]
+    sides = [lambda ids, model=model: model(ids).logits[0, :-1] for model in models]
+    expected = plain_forgetting(AutoTokenizer.from_pretrained(tiny_model), *sides)
+    assert_forgetting_is(json.loads(result.stdout)["forgetting"], expected)
+    assert "divergence left out" not in result.stderr
 
 
 def test_a_text_to_measure_forgetting_comes_with_ftkit(here, capfdbinary):

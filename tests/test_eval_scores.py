@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 
 import pytest
 from conftest import CHECKOUT, assert_refused
@@ -252,7 +253,10 @@ def test_several_seeds_are_averaged_and_each_is_told(score):
     assert both["scores"]["f1"] == pytest.approx(sum(seed["f1"] for seed in both["by_seed"]) / 2)
 
 
-def test_an_interrupted_evaluation_goes_on_from_its_cache_and_ends_the_same(score, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.STOPPED)], ids=str
+)
+def test_an_interrupted_evaluation_goes_on_from_its_cache_and_ends_the_same(number, code, score, tmp_path, monkeypatch):
     from ftkit.commands import eval_scores
 
     rows = [{"prompt": f"Question {'x' * n}", "completion": f" {n}"} for n in range(6)]
@@ -263,13 +267,13 @@ def test_an_interrupted_evaluation_goes_on_from_its_cache_and_ends_the_same(scor
 
     def interrupted(model, task, items, *rest, **options):
         asked.append(list(items))
-        for number, batch in enumerate(generate(model, task, items, *rest, **options)):
-            if len(asked) == 1 and number == 2:
-                raise KeyboardInterrupt
+        for at, batch in enumerate(generate(model, task, items, *rest, **options)):
+            if len(asked) == 1 and at == 2:
+                signal.raise_signal(number)
             yield batch
 
     monkeypatch.setattr(eval_scores, "generate", interrupted)
-    stopped = score(rows, *options, exit_code=ExitCode.INTERRUPTED)
+    stopped = score(rows, *options, exit_code=code)
     assert "answers so far are in answers.cache" in stopped.stderr and stopped.stdout == ""
     with (tmp_path / "answers.cache").open("ab") as file:
         file.write(b'["ftkit.cache/1", "half a li')

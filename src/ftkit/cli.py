@@ -58,17 +58,21 @@ def run_estimate_memory(settings: kinds.EstimateSettings) -> None:
 
 def run_train(settings: kinds.TrainSettings) -> None:
     """Forward to the command. Signals and the time limit count from here: loading libraries takes seconds."""
-    with stop_requests(seconds_of(settings.time_limit or "")) as stop:
+    hint = "the same command goes on from the last checkpoint, or begins again where there is none"
+    with stop_requests(seconds_of(settings.time_limit or ""), hint=hint) as stop:
         from ftkit.commands import train
 
         train.run(settings, stop)
 
 
 def run_eval(settings: kinds.EvalSettings) -> None:
-    """Forward to the command."""
-    from ftkit.commands import eval as command
+    """Forward to the command, which may be stopped anywhere: what --cache has is whole."""
+    kept = f"answers so far are in {settings.cache}: the same command goes on from there"
+    hint = kept if settings.cache else "with --cache FILE the same command would go on where it was"
+    with stop_requests(hint=hint):
+        from ftkit.commands import eval as command
 
-    command.run(settings)
+        command.run(settings)
 
 
 def run_merge(settings: kinds.MergeSettings) -> None:

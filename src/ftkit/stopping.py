@@ -26,7 +26,8 @@ class Stopped(BaseException):
 class StopRequest:
     """What has been asked for: `reason` is None until something was."""
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(self, seconds: float | None = None, hint: str | None = None) -> None:
+        self.hint = hint
         self.reason: str | None = None
         self.exit_code = ExitCode.STOPPED
         self.deadline = None if seconds is None else STARTED + seconds
@@ -66,8 +67,7 @@ class StopRequest:
         if self.reason == TIME_LIMIT:  # with status 75 a script would type the same command for ever
             hint = "a longer --time-limit: loading and validating take longer than this one"
             return UserError("--time-limit is over before a single step was made", ExitCode.USAGE, hint=hint)
-        hint = "the same command goes on from the last checkpoint, or begins again where there is none"
-        return UserError(f"stopped by {self.reason}", self.exit_code, hint=hint)
+        return UserError(f"stopped by {self.reason}", self.exit_code, hint=self.hint)
 
     def hold(self) -> None:
         """From now on signals only leave a note: the work looks at `is_due` or calls `check` at good moments."""
@@ -75,12 +75,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests(seconds: float | None = None) -> Iterator[StopRequest]:
+def stop_requests(seconds: float | None = None, *, hint: str | None = None) -> Iterator[StopRequest]:
     """Listen for signals while the block lasts; a `Stopped` that nobody met before becomes words and an exit status.
 
-    seconds: how long this process may run; None: no limit.
+    seconds: how long this process may run; None: no limit. hint: how the command is gone on with.
     """
-    request = StopRequest(seconds)
+    request = StopRequest(seconds, hint)
     before = {}
     if threading.current_thread() is threading.main_thread():
         listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup asks

@@ -141,3 +141,18 @@ def test_a_body_that_the_model_does_not_call_is_no_obstacle(monkeypatch):
 
 def test_chunks_hold_some_hundred_positions():
     assert (chunk_size(32_000), chunk_size(151_936), chunk_size(512)) == (1048, SMALLEST_CHUNK, 65_536)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_answer_that_the_model_finds_all_but_impossible_has_a_finite_loss_and_gradient(dtype):
+    logits = torch.tensor([[300.0, -100.0, 0.0], [0.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([1, 2])
+    loss = Targets(labels).nats(logits)
+    loss.backward()
+    other = logits.detach().clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(
+        other.to(torch.promote_types(dtype, torch.float32)), labels, reduction="sum"
+    )
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6) and float(loss) > 400
+    torch.testing.assert_close(logits.grad, other.grad)

@@ -70,12 +70,7 @@ def score_rows(settings: EvalSettings, trained: Trained) -> Result:
     require_fitting_head(trained, others, data)
     work = Work(settings, data, plan, pick_device(settings.device), AnswerCache(settings.cache))
     console.info(f"{trained.name}: {len(data.rows):,} row{'' if len(data.rows) == 1 else 's'} of {data.source}")
-    try:
-        return evaluate(work, trained, untuned, others, general)
-    except KeyboardInterrupt:
-        if settings.cache:
-            console.info(f"answers so far are in {settings.cache}: the same command goes on from there")
-        raise
+    return evaluate(work, trained, untuned, others, general)
 
 
 def failed_gates(settings: EvalSettings, result: Result) -> list[str]:

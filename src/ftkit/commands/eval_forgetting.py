@@ -8,7 +8,15 @@ from pathlib import Path
 from ftkit import console
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import checked_example
-from ftkit.core.forgetting import TOO_MUCH, Forgetting, mean_divergence, measure_forgetting
+from ftkit.core.forgetting import (
+    TOO_MUCH,
+    Forgetting,
+    Predictions,
+    divergence_of_two,
+    keep_predictions,
+    mean_divergence,
+    measure_forgetting,
+)  # fmt: skip
 from ftkit.core.likelihood import Likelihood, row_likelihoods
 from ftkit.core.packing_check import packing_fault
 from ftkit.errors import ExitCode, UserError
@@ -29,11 +37,6 @@ class GeneralText:
         """The rows as a model reads them."""
         encoder = Encoder(loaded.tokenizer)
         return [checked_example(encoder, *pair) for pair in zip(self.data.rows, self.data.places, strict=True)]
-
-    def likelihoods(self, loaded: Loaded) -> list[Likelihood]:
-        """How likely a model finds each row."""
-        examples = self.examples(loaded)
-        return row_likelihoods(loaded.model, examples, loaded.context, packed=packs(loaded, examples))
 
 
 def read_general_text(name: str) -> GeneralText:
@@ -63,10 +66,31 @@ def forgetting_of_adapter(general: GeneralText, loaded: Loaded, seed: int) -> Fo
     return warned(measure_forgetting(general.name, before, after, divergence, seed=seed))
 
 
-def forgetting_of_two(general: GeneralText, before: list[Likelihood], after: list[Likelihood], seed: int) -> Forgetting:
-    """Of a model whose every weight was trained: both were in memory one after the other, so there is no divergence."""
-    console.info("divergence left out: base and tuned model would have to be in memory together")
-    return warned(measure_forgetting(general.name, before, after, None, seed=seed))
+@dataclass(frozen=True)
+class Remembered:
+    """A model on general text, once its body is gone: how likely it found each row, and what it predicted."""
+
+    likelihoods: list[Likelihood]
+    predictions: Predictions | None
+
+
+def remember(general: GeneralText, loaded: Loaded) -> Remembered:
+    """What a model makes of general text. Its body's weights are given up: the next model needs the room."""
+    examples = general.examples(loaded)
+    packed = packs(loaded, examples)
+    likelihoods = row_likelihoods(loaded.model, examples, loaded.context, packed=packed)
+    return Remembered(likelihoods, keep_predictions(loaded.model, examples, loaded.context, packed=packed))
+
+
+def forgetting_of_two(general: GeneralText, before: Remembered, after: Remembered, seed: int) -> Forgetting:
+    """Of a model whose every weight was trained: base and tuned model were in memory one after the other."""
+    divergence = None
+    if before.predictions is not None and after.predictions is not None:
+        divergence = divergence_of_two(before.predictions, after.predictions)
+    if divergence is None:
+        console.info("divergence left out: this architecture's predictions cannot be kept, or the vocabularies differ")
+    found = measure_forgetting(general.name, before.likelihoods, after.likelihoods, divergence, seed=seed)
+    return warned(found)
 
 
 def warned(found: Forgetting) -> Forgetting:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ftkit import __version__, console
-from ftkit.commands.eval_forgetting import GeneralText, forgetting_of_adapter, forgetting_of_two
+from ftkit.commands.eval_forgetting import GeneralText, forgetting_of_adapter, forgetting_of_two, remember
 from ftkit.commands.eval_gates import check_gates, read_gates
 from ftkit.commands.eval_metrics import Plan, expected_metrics
 from ftkit.commands.eval_subject import identity_of, settle_template
@@ -125,13 +125,13 @@ def evaluate(
             forgetting = forgetting_of_adapter(general, loaded, settings.seeds[0])
     elif untuned is not None:
         dtype = trained.card.dtype if trained.card else "auto"
-        after = general.likelihoods(loaded) if general else []
+        after = remember(general, loaded) if general else None
         del loaded  # two whole models need not fit into memory at once
         loaded = load_next(work, untuned, dtype)
         if settings.baseline:
             rivals.append(score(work, loaded.model, task, identity_of(untuned), BASE, BASE))
-        if general:
-            forgetting = forgetting_of_two(general, general.likelihoods(loaded), after, settings.seeds[0])
+        if general and after:
+            forgetting = forgetting_of_two(general, remember(general, loaded), after, settings.seeds[0])
     del loaded
     for other in others:
         loaded = load_next(work, other, "auto")

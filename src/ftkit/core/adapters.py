@@ -11,6 +11,7 @@ from ftkit.core.lora_forward import speed_up_lora
 from ftkit.core.settings import ModelSettings
 from ftkit.core.targets import class_head, linear_layers, resolve_targets
 from ftkit.errors import ExitCode, UserError
+from ftkit.libraries import import_bitsandbytes
 
 
 def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
@@ -30,6 +31,7 @@ def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
 
 def attach_adapter(model: nn.Module, settings: ModelSettings) -> nn.Module:
     """PEFT's LoRA on the layers that `--targets` means, with our forward pass."""
+    import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     targets = resolve_targets(model, settings.targets)

@@ -88,39 +88,39 @@ def wide_format(logits: Tensor) -> torch.dtype:
 class NatsInCache(torch.autograd.Function):
     """Cross-entropy, summed, a few rows at a time, so that float32 copies of logits stay in a CPU's cache.
 
-    The gradient of a row is softmax(logits) - (1 - s) onehot(label) - s / V, times its weight; the softmax is computed
-    again from the logits' own format.
+    The gradient of a row is softmax(logits) - (1 - s) onehot(label) - s / V, times its weight, so it is made of the
+    softmax that the loss needs anyway.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Targets) -> Tensor:
-        """logits (n, V) -> () in nats."""
-        wide, smoothing = wide_format(logits), targets.smoothing
-        chunks = torch.split(logits, rows_in_cache(logits))
-        normalisers = torch.cat([rows.to(wide).logsumexp(-1) for rows in chunks])
-        ctx.save_for_backward(logits, normalisers)
-        ctx.targets = targets
-        chosen = logits.gather(1, targets.labels.unsqueeze(1)).squeeze(1).to(wide)
-        if smoothing:
-            chosen = (1 - smoothing) * chosen + smoothing * torch.cat([rows.to(wide).mean(-1) for rows in chunks])
-        losses = normalisers - chosen
-        return (losses if targets.weights is None else losses * targets.weights).sum()
+        """logits (n, V) -> () in nats; keeps the gradient, (n, V) in the logits' format."""
+        wide, size, smoothing = wide_format(logits), rows_in_cache(logits), targets.smoothing
+        gradient = torch.empty_like(logits)
+        losses = []
+        parts = (torch.split(part, size) for part in (logits, gradient))
+        for rows, place, target in zip(*parts, targets.split(size), strict=True):
+            found, chosen = torch.softmax(rows, dim=-1, dtype=wide), target.labels.unsqueeze(1)
+            # the label's own probability may be too small for the format, that of the likeliest token is not
+            normalisers = rows.amax(dim=-1).to(wide) - found.amax(dim=-1).log()
+            expected = rows.gather(1, chosen).squeeze(1).to(wide)
+            found.scatter_add_(1, chosen, found.new_full(chosen.shape, smoothing - 1))
+            if smoothing:
+                expected = (1 - smoothing) * expected + smoothing * rows.mean(dim=-1, dtype=wide)
+                found -= smoothing / found.shape[1]
+            nats = normalisers - expected
+            if target.weights is not None:
+                nats, found = nats * target.weights, found * target.weights.unsqueeze(1)
+            losses.append(nats.sum())
+            place.copy_(found)
+        ctx.save_for_backward(gradient)
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         """(n, V) in the logits' format."""
-        logits, normalisers = ctx.saved_tensors
-        gradient, size = torch.empty_like(logits), rows_in_cache(logits)
-        parts = (torch.split(tensor, size) for tensor in (logits, normalisers, gradient))
-        for rows, normaliser, place, chosen in zip(*parts, ctx.targets.split(size), strict=True):
-            found = (rows - normaliser.unsqueeze(1)).exp_()  # softmax, in the wide format
-            found[torch.arange(len(rows)), chosen.labels] -= 1 - chosen.smoothing
-            if chosen.smoothing:
-                found -= chosen.smoothing / found.shape[1]
-            if chosen.weights is not None:
-                found *= chosen.weights.unsqueeze(1)
-            place.copy_(found.mul_(upstream[0]))
-        return gradient, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0].to(gradient.dtype), None
 
 
 def rows_in_cache(logits: Tensor) -> int:

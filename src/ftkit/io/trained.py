@@ -27,6 +27,7 @@ from ftkit.io.quantization import keep_plain_layout, quantization_config
 from ftkit.io.run_folder import RUNS, RunFolder, open_run
 from ftkit.io.shards import read_header
 from ftkit.io.template import Template
+from ftkit.libraries import import_bitsandbytes
 
 ADAPTER_KEYS = (
     "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path",
@@ -230,6 +231,7 @@ def put_adapter(model: Any, folder: Path) -> Any:
     """The adapter of a folder on a loaded base; a key or shape that does not fit the base is exit 4, never dropped."""
     import warnings
 
+    import_bitsandbytes()
     from peft import PeftModel
 
     try:
