@@ -37,7 +37,7 @@ def build_meta_model(
     """
     own = type(config).from_dict(config.to_dict())
     with torch.device("meta"):
-        has_classes = own.problem_type == CLASSES
+        has_classes = getattr(own, "problem_type", None) == CLASSES
         kind = AutoModelForSequenceClassification if has_classes else AutoModelForCausalLM
         model = kind.from_config(own, dtype=dtype, attn_implementation=attention)
         if quantization is not None:

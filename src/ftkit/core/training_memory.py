@@ -106,7 +106,7 @@ def simulate_run(
         return model
 
     def step(model: nn.Module) -> Tensor:
-        loss = class_loss if config.problem_type == CLASSES else summed_loss
+        loss = class_loss if getattr(config, "problem_type", None) == CLASSES else summed_loss
         return loss(model, on_meta(batch)) / batch.counted.numel()
 
     loaded = dtype if quantization is not None else None
