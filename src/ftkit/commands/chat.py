@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from ftkit import console
+from ftkit.commands.chat_classes import refuse_for_classes, tell_classes
 from ftkit.core.conversation import Conversation, Prompt, Speaker
 from ftkit.core.encoding import Encoder
 from ftkit.core.generation import Answer, Sampling
@@ -29,6 +30,10 @@ def run(settings: ChatSettings) -> None:
     """Talk to a run, a merged model or any model."""
     asked = questions(settings)
     trained = open_asked(settings.run)
+    if trained.classes:
+        refuse_for_classes(settings)
+        tell_classes(asked, settings, load_trained(trained, pick_device(settings.device)))
+        return
     template = choose_template(settings.template, trained)
     speaker = make_speaker(load_trained(trained, pick_device(settings.device)), template)
     check_system(settings.system, speaker)

@@ -92,6 +92,12 @@ def run(settings: MergeSettings) -> None:
     if trained.adapter is None:
         point_to_whole_model(trained, settings)
         return
+    if trained.classes:
+        raise UserError(
+            f"{trained.name}: merge writes models that write text, this one tells classes",
+            ExitCode.MODEL,
+            hint="eval and chat open the run as it is; ftkit train --full makes a whole model",
+        )
     merge_one(settings, trained)
 
 

@@ -321,8 +321,18 @@ class TrainSettings(ModelSettings):
         "0.05"
     )
     objective: Annotated[
-        Literal["auto", "sft", "text"], Option("What is learned: answers (sft) or all of the text; found from the rows")
+        Literal["auto", "sft", "text", "classify"],
+        Option("What is learned: answers (sft), all of the text, or labels (classify); found from the rows"),
     ] = "auto"
+    across: Annotated[
+        bool, Option("Text: join documents to rows of --max-length, and let attention cross from one to the next")
+    ] = False
+    train_turns: Annotated[
+        Literal["all", "last"], Option("Which of the assistant's turns of a conversation are trained")
+    ] = "all"
+    class_weights: Annotated[
+        Literal["none", "balanced"], Option("balanced: every label counts the same, however many rows it has")
+    ] = "none"
     init: Annotated[
         str | None, Option("Train from scratch: folder with a config.json and a tokenizer", metavar="CONFIG")
     ] = None
@@ -335,6 +345,12 @@ class TrainSettings(ModelSettings):
     warmup: Annotated[float, Option("Share of the steps in which the learning rate rises from 0")] = 0.03
     weight_decay: Annotated[float, Option("Decoupled weight decay of matrices")] = 0.0
     max_grad_norm: Annotated[float, Option("Gradients are clipped to this norm")] = 1.0
+    neftune: Annotated[
+        float, Option("Noise on the embeddings while training, of this strength: 5 to 15 (NEFTune)", metavar="ALPHA")
+    ] = 0.0
+    label_smoothing: Annotated[
+        float, Option("Share of a trained token's probability that is spread over all others", metavar="SHARE")
+    ] = 0.0
     overlength: Annotated[
         Literal["drop", "truncate"], Option("What happens to rows beyond --max-length; both are counted")
     ] = "drop"
@@ -381,6 +397,10 @@ class TrainSettings(ModelSettings):
         require(0 <= self.warmup < 1, "--warmup", self.warmup, "0 up to, but not including, 1")
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
         require(self.max_grad_norm > 0, "--max-grad-norm", self.max_grad_norm, "above 0")
+        require(0 <= self.neftune < math.inf, "--neftune", self.neftune, "0 (none) or more; usual are 5 to 15")
+        require(
+            0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "0 up to, but not including, 1"
+        )
         require_seed(self.seed)
         self.check_saving()
         if self.init and self.method != "full" and any(getattr(self, name) for name in METHOD_FLAGS):

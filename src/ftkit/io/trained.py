@@ -21,6 +21,7 @@ from ftkit.io.base_model import (
     weights_sha256,
 )  # fmt: skip
 from ftkit.io.card import Card, read_card
+from ftkit.io.class_head import ClassHead, class_names_of, classifies, pad_token_id, with_classes
 from ftkit.io.devices import DTYPES, pick_dtype
 from ftkit.io.quantization import keep_plain_layout, quantization_config
 from ftkit.io.run_folder import RUNS, RunFolder, open_run
@@ -62,6 +63,8 @@ class Trained:
     adapter: Path | None
     card: Card | None
     run: RunFolder | None
+    classes: tuple[str, ...] = ()
+    """The labels that it tells apart; empty for what writes text."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Loaded:
     card: Card | None
     device: str
     context: int | None
+    classes: tuple[str, ...] = ()
 
 
 def open_trained(name: str) -> Trained:
@@ -87,8 +91,7 @@ def open_trained(name: str) -> Trained:
     card = read_card(base.folder) if base.folder else None
     if base.folder:
         check_manifest(base.folder)
-    check_base(base)
-    return Trained(name, base, None, card, None)
+    return Trained(name, base, None, card, None, classes_of_model(check_base(base, any_head=True)))
 
 
 def open_trained_run(run: RunFolder) -> Trained:
@@ -96,10 +99,15 @@ def open_trained_run(run: RunFolder) -> Trained:
     if run.model.is_dir():
         check_manifest(run.model)
         base = Base(str(run.model), str(run.model.resolve()))
-        check_base(base)
-        return Trained(str(run.path), base, None, read_card(run.model), run)
-    opened = open_adapter(run.adapter, str(run.path))
-    return Trained(opened.name, opened.base, opened.adapter, opened.card, run)
+        return Trained(
+            str(run.path), base, None, read_card(run.model), run, classes_of_model(check_base(base, any_head=True))
+        )
+    return replace(open_adapter(run.adapter, str(run.path)), run=run)
+
+
+def classes_of_model(config: Any) -> tuple[str, ...]:
+    """The labels in the config of a whole model; none where it writes text."""
+    return class_names_of(config) if classifies(config) else ()
 
 
 def open_adapter(folder: Path, name: str) -> Trained:
@@ -108,10 +116,14 @@ def open_adapter(folder: Path, name: str) -> Trained:
     config = read_adapter_config(folder)
     card = read_card(folder)
     base = find_base_of_adapter(folder, config, card)
-    check_base(base)
+    classes = tuple(card.labels) if card is not None else ()
+    if config.get("task_type") == "SEQ_CLS" and not classes:
+        hint = "ftkit opens those it trained; with PEFT alone: AutoModelForSequenceClassification and PeftModel"
+        raise UserError(f"{folder}: an adapter for classes, and nothing here names them", ExitCode.MODEL, hint=hint)
+    check_base(base, for_classes=bool(classes))
     if card is not None:
         require_same_base(base, card, name)
-    return Trained(name, base, folder, card, None)
+    return Trained(name, base, folder, card, None, classes)
 
 
 def find_base_of_adapter(folder: Path, config: dict[str, Any], card: Card | None) -> Base:
@@ -208,16 +220,28 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loade
     name = card.dtype if card is not None and dtype == "auto" else dtype
     number_format: torch.dtype = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False)
     quantization = quantization_config(card.method, number_format) if card and trained.adapter else None
-    config = check_base(trained.base)
+    classes, new_head = trained.classes, bool(trained.classes and trained.adapter)
+    config = check_base(trained.base, for_classes=new_head, any_head=True)
     folder = (
         trained.adapter if trained.adapter and (trained.adapter / "tokenizer_config.json").is_file() else trained.base
     )
-    tokenizer = load_tokenizer(folder, config.get_text_config().vocab_size)
-    model = load_weights(trained.base, dtype=number_format, device=device, quantization=quantization)
+    tokenizer = load_tokenizer(folder, config.get_text_config().vocab_size, answers=not classes)
+    config = with_classes(config, classes, pad_token_id(tokenizer)) if new_head else config
+    model = load_weights(
+        trained.base,
+        dtype=number_format,
+        device=device,
+        quantization=quantization,
+        config=config if classes else None,
+        new_head=new_head,
+    )
+    if new_head:
+        ClassHead(model).widen()
     if trained.adapter is not None:
         model = put_adapter(model, trained.adapter)
     keep_plain_layout(model)
-    return Loaded(model.eval(), tokenizer, card.template if card else None, card, device, context_length(config))
+    template = card.template if card else None
+    return Loaded(model.eval(), tokenizer, template, card, device, context_length(config), classes)
 
 
 def put_adapter(model: Any, folder: Path) -> Any:
