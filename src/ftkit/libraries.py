@@ -5,7 +5,6 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-
 KEPT_PRIMITIVES = 256
 """Kernels that oneDNN keeps, one for every shape of a product. Its own 1,024 are half a gigabyte with packs of many lengths."""
 

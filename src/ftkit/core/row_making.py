@@ -4,10 +4,8 @@ Nothing here depends on other records, so several processes can do it, each for 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,7 +17,7 @@ from ftkit.core.row_filters import Condition, check_where, length_option, texts_
 from ftkit.core.row_ledger import Ledger
 from ftkit.core.row_plan import CARRIED, Plan, Row
 from ftkit.core.settings import PrepSettings
-from ftkit.core.splitting import DIGEST_BYTES, content_of
+from ftkit.core.splitting import content_of, lasting_digest, quick_digest
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.nested import MISSING, look_up
 from ftkit.io.tables import Fault, Record
@@ -115,6 +113,11 @@ class RowMaker:
         return chain.from_iterable(map(self.outcomes_of, items))
 
     @property
+    def digest(self) -> Callable[[bytes], bytes]:
+        """What makes 16 bytes of a row's content: lasting ones where they decide its part, or meet those of other files."""
+        return lasting_digest if self.settings.split or self.settings.against else quick_digest
+
+    @property
     def can_hurry(self) -> bool:
         """True if nothing but oddities is looked for in a row."""
         asked = self.settings
@@ -124,7 +127,7 @@ class RowMaker:
 
     def quick_outcomes(self, items: Iterable[Record | Fault], plan: Plan) -> Iterator[Outcome]:
         """What `outcomes_of` gives; it is asked for every record that is not plainly good."""
-        ledger, quick, hashed = self.ledger, plan.quick, partial(blake2b, digest_size=DIGEST_BYTES)
+        ledger, quick, digest = self.ledger, plan.quick, self.digest
         behind = line_of(b"", {} if self.settings.plain else plan.carried)
         for item in items:
             row = quick(item.values) if type(item) is Record else None  # type: ignore[misc]
@@ -132,7 +135,7 @@ class RowMaker:
                 content = dumps(row)[:-1]  # what content_of gives
                 if is_plain(content) or not has_oddities(row):
                     ledger.rows_in += 1
-                    yield content + behind, hashed(content).digest(), None
+                    yield content + behind, digest(content), None
                     continue
             yield from self.outcomes_of(item)
 
@@ -179,7 +182,7 @@ class RowMaker:
                 row, content = fitted.row, content_of(fitted.row)
         about = About(place, stratum_of(self.settings.stratify, record, row, place), tokens)
         carried = {} if self.settings.plain else {key: row[key] for key in CARRIED if key in row}
-        yield line_of(content, carried), blake2b(content, digest_size=DIGEST_BYTES).digest(), about
+        yield line_of(content, carried), self.digest(content), about
 
 
 def line_of(content: bytes, carried: Mapping[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 from orjson import dumps
+from xxhash import xxh3_128_digest
 
 from ftkit.errors import ExitCode, UserError
 
@@ -23,7 +24,17 @@ def content_of(row: Mapping[str, Any]) -> bytes:
 
 def content_digest(row: Mapping[str, Any]) -> bytes:
     """16 bytes that stand for what a row teaches: two rows with the same digest are duplicates. BLAKE2b, RFC 7693."""
-    return blake2b(content_of(row), digest_size=DIGEST_BYTES).digest()
+    return lasting_digest(content_of(row))
+
+
+def quick_digest(content: bytes) -> bytes:
+    """16 bytes that stand for a row's content within one run: XXH3, a twentieth of BLAKE2b's time. It decides no split."""
+    return xxh3_128_digest(content)
+
+
+def lasting_digest(content: bytes) -> bytes:
+    """What `content_digest` gives for the row with this content."""
+    return blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def question_digest(row: Mapping[str, Any]) -> bytes | None:
@@ -40,7 +51,7 @@ def question_digest(row: Mapping[str, Any]) -> bytes | None:
 
 def digest_of(content: Any) -> bytes:
     """16 bytes of a JSON value."""
-    return blake2b(dumps(content), digest_size=DIGEST_BYTES).digest()
+    return lasting_digest(dumps(content))
 
 
 class Stratifier:
