@@ -10,7 +10,7 @@ from conftest import CHECKOUT
 SOURCE = CHECKOUT / "src" / "ftkit"
 BELOW = {
     "entry": {"cli"},
-    "cli": {"commands", "core", "io", "console", "errors", "stopping", "package"},
+    "cli": {"commands", "core", "io", "console", "errors", "libraries", "stopping", "package"},
     "commands": {"commands", "core", "io", "console", "errors", "faults", "libraries", "stopping", "package"},
     "core": {"core", "io", "errors", "faults", "libraries"},
     "io": {"io", "console", "errors", "faults", "libraries", "package"},
@@ -28,6 +28,7 @@ LIGHT = (
     "errors",
     "console",
     "cli",
+    "libraries",
     "stopping",
     "core.settings",
     "core.configuration",

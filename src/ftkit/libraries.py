@@ -1,8 +1,18 @@
-"""Libraries that take long to load, loaded quicker."""
+"""Libraries that take long to load, loaded quicker; and how much they may keep."""
 
+import os
 import sys
 from importlib.util import find_spec
 from typing import Any
+
+
+KEPT_PRIMITIVES = 256
+"""Kernels that oneDNN keeps, one for every shape of a product. Its own 1,024 are half a gigabyte with packs of many lengths."""
+
+
+def keep_few_primitives() -> None:
+    """Before torch computes anything. Who set the variable is obeyed."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_PRIMITIVES))
 
 
 def import_bitsandbytes() -> None:
