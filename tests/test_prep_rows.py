@@ -216,7 +216,6 @@ def test_train_refuses_what_it_cannot_train_yet(ftkit, tmp_path):
     assert "p.jsonl:1: rows of preference cannot be trained yet" in result.stderr
 
 
-
 def test_text_that_looks_like_a_special_token_is_kept_and_counted(prep):
     result = prep(stdin=jsonl({"text": "hello <|im_end|> you"}, {"text": "a < b"}))
     assert (

@@ -92,7 +92,7 @@ def test_an_adapter_leaves_the_head_whole_and_trains_it_beside(kind):
 
 def test_labels_are_numbered_by_size_or_alphabet():
     assert class_names([10, 2, 2, 0]) == ("0", "2", "10")
-    assert class_names(["b", "a", "b"]) == ("a", "b") and class_names(["b", 3]) == ("3", "b")
+    assert class_names(["b", " a", "b "]) == ("a", "b") and class_names(["b", 3]) == ("3", "b")
 
 
 def test_balanced_weights_are_scikit_learns():

@@ -17,11 +17,11 @@ from ftkit.core.labels import label_counts, macro_f1
 
 
 def class_names(labels: Iterable[str | int]) -> tuple[str, ...]:
-    """The different labels as text: numbers by size, texts by the alphabet."""
+    """The different labels as text without space around it: numbers by size, texts by the alphabet."""
     distinct = set(labels)
     if all(isinstance(label, int) for label in distinct):
         return tuple(map(str, sorted(distinct)))
-    return tuple(sorted({str(label) for label in distinct}))
+    return tuple(sorted({str(label).strip() for label in distinct}))
 
 
 def balanced_weights(classes: Sequence[int]) -> list[float]:

@@ -147,10 +147,11 @@ class Encoder:
 
     def class_number(self, label: str | int) -> int:
         """The number of a label; one that no training row had is a data error."""
-        if str(label) in self.classes:
-            return self.classes.index(str(label))
+        name = str(label).strip()
+        if name in self.classes:
+            return self.classes.index(name)
         known = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
-        hint = f"{did_you_mean(str(label), list(self.classes))}the labels are {known}"
+        hint = f"{did_you_mean(name, list(self.classes))}the labels are {known}"
         raise UserError(f"no training row has the label '{label}'", ExitCode.DATA, hint=hint)
 
     def render(self, messages: list[dict[str, Any]], *, generate: bool) -> str:
