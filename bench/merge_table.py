@@ -71,7 +71,8 @@ def measured_merge(adapter: Path, out: Path, trained_on: str | None) -> dict[str
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again at what is held now
     before, started = peak_mb(), time.perf_counter()
     try:
-        main(["merge", str(adapter), "-o", str(out), "-q", "--untie", *(["--trained-on", trained_on] if trained_on else [])])
+        told = ["--trained-on", trained_on] if trained_on else []
+        main(["merge", str(adapter), "-o", str(out), "-q", "--untie", *told])
     except SystemExit as end:
         assert end.code == 0, end.code
     return {"seconds": time.perf_counter() - started, "mb": peak_mb() - before}
