@@ -3,9 +3,9 @@
 
 A Llama of random bfloat16 weights in shards and a LoRA (rank 16, every linear layer) of random numbers; ftkit with and
 without its proof; other programs from the bin folder of an environment of their own: LLaMA-Factory's `export`, and for
-TRL, which has no export, the PEFT and transformers of its environment. Every way runs in a process of its own, interleaved; medians, peak memory (VmHWM: pages of mapped
-files count) and ratios are printed, and the merged tensors are compared one by one. Only the ratios of one run count:
-machines and moments differ.
+TRL, which has no export, the PEFT and transformers of its environment. Every way runs in a process of its own,
+interleaved; medians, peak memory (VmHWM: pages of mapped files count) and ratios are printed, and the merged tensors
+are compared one by one. Only the ratios of one run count: machines and moments differ.
 """
 
 import argparse

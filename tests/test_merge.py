@@ -59,7 +59,7 @@ def make_adapter(
         elif any(part in name for part in ("lora_B", "lora_embedding_B", "modules_to_save", "trainable_tokens")):
             torch.nn.init.normal_(parameter, std=spread)
         if "magnitude" in name or (parameter.requires_grad and name.endswith(".bias")):
-            parameter.data.add_(torch.rand_like(parameter))
+            parameter.data.add_(torch.rand_like(parameter) * spread / 0.3)
     name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
     if card:
         about = Card(

@@ -55,7 +55,8 @@ FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 class Job:
     """Everything that is decided before weights are read.
 
-    onto: trained or original, never auto. vocabulary: rows of the embeddings, where training resized them. quantised: layers that training saw so -> whether their weight is (in, out).
+    onto: trained or original, never auto. vocabulary: rows of the embeddings, where training resized them. quantised:
+    layers that training saw so -> whether their weight is (in, out).
     """
 
     settings: MergeSettings

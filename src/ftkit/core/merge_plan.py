@@ -65,11 +65,11 @@ def plan_merge(
 ) -> list[Step]:
     """A step for every tensor of the result, by name: those of the base's files, and what `untie` makes of a tied one.
 
-    model: the base on the meta device, with the adapter's vocabulary (`trained_vocabulary`). by_peft: what PEFT merges itself. quantised: layers to take as training saw them. dtype: of the result as
-    safetensors names it; None keeps each tensor's. ties: parameters that are one tensor
-    with another (`tied_parameters`). untie: where the adapter breaks a tie, each side gets a tensor of its own;
-    otherwise that is refused. Trained rows of tied embeddings keep the tie, as PEFT trains them. Whatever does not
-    land on exactly one tensor is exit 4.
+    model: the base on the meta device, with the adapter's vocabulary (`trained_vocabulary`). by_peft: what PEFT merges
+    itself. quantised: layers to take as training saw them. dtype: of the result as safetensors names it; None keeps
+    each tensor's. ties: parameters that are one tensor with another (`tied_parameters`). untie: where the adapter
+    breaks a tie, each side gets a tensor of its own; otherwise that is refused. Trained rows of tied embeddings keep
+    the tie, as PEFT trains them. Whatever does not land on exactly one tensor is exit 4.
     """
     parameters = parameter_names(model, layout)
     if untie:
