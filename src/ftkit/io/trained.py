@@ -179,7 +179,7 @@ def refuse_foreign_keys(config: dict[str, Any], path: Path) -> None:
             )
 
 
-def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loaded:
+def load_trained(trained: Trained, device: str, *, dtype: str = "auto", adapter_name: str = "default") -> Loaded:
     """Load for inference: base (quantised as in training), adapter on top, tokenizer, template.
 
     `auto` takes the format that training used; for a foreign model the one that its device is fast at.
@@ -191,19 +191,23 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loade
     number_format: torch.dtype = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False)
     quantization = quantization_config(card.method, number_format) if card and trained.adapter else None
     config = check_base(trained.base)
-    folder = (
-        trained.adapter if trained.adapter and (trained.adapter / "tokenizer_config.json").is_file() else trained.base
-    )
-    tokenizer = load_tokenizer(folder, config.get_text_config().vocab_size)
+    tokenizer = load_own_tokenizer(trained)
     model = load_weights(trained.base, dtype=number_format, device=device, quantization=quantization)
     if trained.adapter is not None:
-        model = put_adapter(model, trained.adapter)
+        model = put_adapter(model, trained.adapter, adapter_name)
     keep_plain_layout(model)
     return Loaded(model.eval(), tokenizer, card.template if card else None, card, device, context_length(config))
 
 
-def put_adapter(model: Any, folder: Path) -> Any:
-    """The adapter of a folder on a loaded base; a key or shape that does not fit the base is exit 4, never dropped."""
+def load_own_tokenizer(trained: Trained) -> Any:
+    """The tokenizer that was saved beside an adapter, else its base's."""
+    adapter = trained.adapter
+    folder = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else trained.base
+    return load_tokenizer(folder, check_base(trained.base).get_text_config().vocab_size)
+
+
+def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """The adapter of a folder on a loaded base, beside others that are on it; one that does not fit is exit 4."""
     import warnings
 
     from peft import PeftModel
@@ -211,7 +215,11 @@ def put_adapter(model: Any, folder: Path) -> Any:
     try:
         with console.quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name, is_trainable=False, torch_device=str(model.device))
+                tuned = model
+            else:
+                tuned = PeftModel.from_pretrained(model, str(folder), name, is_trainable=False)
     except (
         ValueError,
         RuntimeError,
@@ -226,16 +234,16 @@ def put_adapter(model: Any, folder: Path) -> Any:
             ExitCode.MODEL,
             hint="give the base that it was trained on",
         ) from None
-    require_all_landed(tuned, folder)
+    require_all_landed(tuned, folder, name)
     return tuned
 
 
-def require_all_landed(tuned: Any, folder: Path) -> None:
+def require_all_landed(tuned: Any, folder: Path, name: str = "default") -> None:
     """Every weight of the adapter file belongs to a layer of the base, and every adapted layer got its weights."""
     from peft import get_peft_model_state_dict
 
     with console.quiet_libraries():
-        held = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+        held = set(get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False))
     file = set(read_header(folder / "adapter_model.safetensors"))
     unknown, missing = sorted(file - held), sorted(held - file)
     if unknown:  # copies of the base's own weights, which PEFT writes beside an adapted embedding, are no fault
