@@ -5,7 +5,13 @@ from typing import Any
 
 BASE = "__base__"
 """PEFT's name for a row that goes through no adapter."""
-CHANGES_MORE = ("use_dora", "target_parameters", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens")
+CHANGES_MORE = (
+    "use_dora",
+    "target_parameters",
+    "modules_to_save",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
 """Settings of adapters that are more than A and B of linear layers: PEFT does not run these in a mixed pass, or not so
 that each row gets what it gets alone."""
 

@@ -152,6 +152,11 @@ class Reply:
                 if piece:
                     yield piece
 
+    @property
+    def first_at(self) -> float | None:
+        """When the first token came, in seconds of perf_counter; None as long as there is none."""
+        return self._stream.first_at
+
     def stop(self) -> None:
         """End the answer with the token that is being computed."""
         self._stream.stop()

@@ -5,6 +5,7 @@ Legend: B rows, T tokens of a row, V vocabulary.
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,13 +55,15 @@ class Writing:
         self.stop_ids, self.stop_strings = frozenset(stop_ids), tuple(filter(None, stop_strings))
         self.ids: list[int] = []
         self.finish: Finish | None = None if room > 0 else "length"
+        self.first_at: float | None = None
         self._text = ""
         self._given = 0
         self._known: list[int] = self.prompt
         self._unread: list[int] = []
 
     def take(self, token: int) -> bool:
-        """Add a generated token; False if the answer ends with it."""
+        """Add a generated token; False if the answer ends with it. first_at: when the first one came (perf_counter)."""
+        self.first_at = self.first_at or time.perf_counter()
         if token in self.stop_ids:
             self.finish = "stop"
             return False
@@ -254,6 +257,11 @@ class Stream:
     def answer(self) -> Answer:
         """The answer so far."""
         return self._writing.answer
+
+    @property
+    def first_at(self) -> float | None:
+        """When the first token came, in seconds of perf_counter; None as long as there is none."""
+        return self._writing.first_at
 
     def stop(self) -> None:
         """End the answer with the token that is being computed; safe to call from a signal handler."""

@@ -16,19 +16,18 @@ PLAIN_FOLDERS = ("adapter", "model", "merged", "checkpoints")
 
 
 def load_several(opened: Sequence[Trained], device: str) -> list[Loaded]:
-    """Each of the opened models ready to answer, all on one base in memory; the adapter of number n is called `n`.
+    """Each of the opened models ready to answer, all on one base in memory; each adapter is called `adapter_name`.
 
     A whole model among them is the base itself. The first adapter decides in which format the base is loaded: the
     others were trained on the same, or are refused.
     """
     first = next((number for number, one in enumerate(opened) if one.adapter), 0)
-    require_one_base(opened, opened[first])
-    loaded = load_trained(opened[first], device, adapter_name=str(first))
+    loaded = load_trained(opened[first], device, adapter_name=adapter_name(first))
     model = loaded.model
     found = []
     for number, one in enumerate(opened):
         if one.adapter is not None and number != first:
-            put_adapter(model, one.adapter, str(number))
+            put_adapter(model, one.adapter, adapter_name(number))
         tokenizer = loaded.tokenizer if number == first else load_own_tokenizer(one)
         template = one.card.template if one.card else None
         found.append(replace(loaded, model=model, tokenizer=tokenizer, card=one.card, template=template))
@@ -36,16 +35,26 @@ def load_several(opened: Sequence[Trained], device: str) -> list[Loaded]:
     return found
 
 
-def require_one_base(opened: Sequence[Trained], first: Trained) -> None:
+def adapter_name(number: int) -> str:
+    """What PEFT calls the adapter of the model with this number. A bare number it would find in names of layers too."""
+    return f"adapter{number}"
+
+
+def require_one_base(opened: Sequence[Trained]) -> None:
     """Exit 4 names what was trained on another base than the first, or on the same in another format."""
+    first = next((one for one in opened if one.adapter), opened[0])
     for one in opened:
         if fault := difference(first, one):
             hint = "adapters of one base can be held together; open the others in a chat of their own"
             raise UserError(f"{one.name} and {first.name} do not go together: {fault}", ExitCode.MODEL, hint=hint)
-    biased = [one for one in opened if one.adapter and read_adapter_config(one.adapter).get("bias") not in (None, "none")]
-    if biased and len(opened) > 1:
-        what = f"{biased[0].name} changes the base's own biases, so no other adapter can be beside it"
-        raise UserError(what, ExitCode.MODEL, hint=f"ftkit chat {biased[0].name}")
+    if len(opened) > 1 and (biased := [one.name for one in opened if changes_base(one)]):
+        what = f"{biased[0]} changes the base's own biases, so nothing else can be on that base"
+        raise UserError(what, ExitCode.MODEL, hint=f"ftkit chat {biased[0]}")
+
+
+def changes_base(trained: Trained) -> bool:
+    """True for an adapter with trained biases, which PEFT writes into the base's layers: it cannot be switched off."""
+    return trained.adapter is not None and read_adapter_config(trained.adapter).get("bias") not in (None, "none")
 
 
 def difference(one: Trained, other: Trained) -> str | None:
