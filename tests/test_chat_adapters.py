@@ -9,7 +9,8 @@ import torch
 from conftest import assert_refused
 
 from ftkit.commands import chat_terminal
-from ftkit.commands.chat_session import Session
+from ftkit.commands.chat_rows import preference_rows
+from ftkit.commands.chat_session import Session, Vote
 from ftkit.commands.chat_subjects import load_speakers, open_asked
 from ftkit.core.adapter_choice import BASE, unmixable, use_adapter
 from ftkit.core.answering import passes
@@ -205,6 +206,15 @@ def test_a_vote_is_blind_and_becomes_rows_that_prep_reads(type_lines, tmp_path, 
     prepared = run_here("prep", "votes.jsonl")
     assert prepared.exit_code == 0, prepared.stderr
     assert {"prompt", "chosen", "rejected"} == set(json.loads(prepared.stdout.splitlines()[0]))
+
+
+def test_an_empty_answer_makes_no_row():
+    vote = Vote(
+        [{"role": "user", "content": "Hi"}], False, {"a": "", "b": "x", "c": "y"}, {"a": "p", "b": "q", "c": "r"}
+    )
+    assert preference_rows(vote, "a") == []
+    [row] = preference_rows(vote, "b")
+    assert row == {"prompt": "Hi", "chosen": "x", "rejected": "y", "chosen_by": "q", "rejected_by": "r"}
 
 
 def test_saved_conversations_are_training_rows(type_lines, tmp_path, run_here):

@@ -40,9 +40,9 @@ def obey(session: Session, typed: str) -> None:
 def show_help(session: Session, argument: str) -> None:
     """The commands, each with one line."""
     for name, command in COMMANDS.items():
-        console.write_line(f"  {f'/{name} {command.takes}'.rstrip():<32} {command.help}")
+        console.write_line(f"  {f'/{name} {command.takes}'.rstrip():<20} {command.help}")
     for keys, what in KEYS.items():
-        console.write_line(f"  {keys:<32} {what}")
+        console.write_line(f"  {keys:<20} {what}")
 
 
 def begin_again(session: Session, argument: str) -> None:
@@ -153,7 +153,8 @@ def cast_vote(session: Session, line: str) -> bool:
     if vote is None or letter not in vote.answers:
         return False
     rows = preference_rows(vote, letter)
-    append_rows(Path(VOTES), rows)
+    if rows:
+        append_rows(Path(VOTES), rows)
     winner = vote.speakers[letter]
     session.wins[winner] = session.wins.get(winner, 0) + 1
     whose = ", ".join(f"{letter} was {name}" for letter, name in vote.speakers.items())
@@ -216,11 +217,11 @@ COMMANDS = {
     "system": Command("TEXT", "set the system message (none removes it)", change_system),
     "retry": Command("", "answer the last question again", answer_again),
     "undo": Command("", "take the last question and its answer back", take_back),
-    "adapter": Command("NAME", "let another adapter answer (without a name: list them)", change_adapter),
-    "compare": Command("TEXT", "the answers of all adapters and the base, side by side", compare),
-    "vote": Command("TEXT", f"the same without names; your choice goes into {VOTES}", open_vote),
-    "save": Command("FILE", f"add the conversation to a file of training rows ({SAVED})", save),
-    "set": Command("max-new N|temperature X|seed N", "change how answers are made", change_setting),
+    "adapter": Command("NAME", "let another one answer (without: list them)", change_adapter),
+    "compare": Command("TEXT", "answers of all adapters and the base", compare),
+    "vote": Command("TEXT", f"the same without names: you choose ({VOTES})", open_vote),
+    "save": Command("FILE", f"add this to a file of training rows ({SAVED})", save),
+    "set": Command("NAME VALUE", "max-new, temperature or seed (without: show)", change_setting),
     "quit": Command("", "leave", leave),
 }
 KEYS = {"Alt-Enter": "a new line in what you type", "Ctrl-C": "stop the answer, or leave the line", "Ctrl-D": "leave"}

@@ -22,10 +22,10 @@ def training_rows(turns: Sequence[Message], opening: Sequence[Message], speaker:
 
 
 def preference_rows(vote: Vote, letter: str) -> list[Row]:
-    """The chosen answer beside each of the others; whose they are stands beside them."""
+    """The chosen answer beside each of the others; whose they are stands beside them. Nothing is learnt from none."""
     rows = []
     for other in vote.answers:
-        if vote.answers[other] != vote.answers[letter]:
+        if vote.answers[other] != vote.answers[letter] and vote.answers[other] and vote.answers[letter]:
             sides = {"chosen": vote.answers[letter], "rejected": vote.answers[other]}
             whose = {"chosen_by": vote.speakers[letter], "rejected_by": vote.speakers[other]}
             rows.append({"prompt": asked_of(vote), **{key: said(vote, text) for key, text in sides.items()}, **whose})

@@ -46,7 +46,7 @@ def require_one_base(opened: Sequence[Trained]) -> None:
     for one in opened:
         if fault := difference(first, one):
             hint = "adapters of one base can be held together; open the others in a chat of their own"
-            raise UserError(f"{one.name} and {first.name} do not go together: {fault}", ExitCode.MODEL, hint=hint)
+            raise UserError(f"{first.name} and {one.name} do not go together: {fault}", ExitCode.MODEL, hint=hint)
     if len(opened) > 1 and (biased := [one.name for one in opened if changes_base(one)]):
         what = f"{biased[0]} changes the base's own biases, so nothing else can be on that base"
         raise UserError(what, ExitCode.MODEL, hint=f"ftkit chat {biased[0]}")
