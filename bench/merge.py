@@ -1,7 +1,9 @@
 """merge against PEFT's merge_and_unload + save_pretrained: python bench/merge.py [--size 0.3B] [--rounds 3]
+    [--peer llamafactory=BIN] [--peer trl=BIN]
 
 A Llama of random bfloat16 weights in shards and a LoRA (rank 16, every linear layer) of random numbers; ftkit with and
-without its proof. Every way runs in a process of its own, interleaved; medians, peak memory (VmHWM: pages of mapped
+without its proof; other programs from the bin folder of an environment of their own: LLaMA-Factory's `export`, and for
+TRL, which has no export, the PEFT and transformers of its environment. Every way runs in a process of its own, interleaved; medians, peak memory (VmHWM: pages of mapped
 files count) and ratios are printed, and the merged tensors are compared one by one. Only the ratios of one run count:
 machines and moments differ.
 """
@@ -9,6 +11,7 @@ machines and moments differ.
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -77,6 +80,23 @@ def with_ftkit(adapter: Path, out: Path, *more: str) -> None:
         assert end.code == 0
 
 
+def with_llamafactory(base: Path, adapter: Path, out: Path, programs: str, shard: str) -> None:
+    """`llamafactory-cli export`, in a process of its own; its peak counts as this one's."""
+    asked = {
+        "model_name_or_path": str(base), "adapter_name_or_path": str(adapter), "template": "default",
+        "export_dir": str(out), "export_size": max(1, round(gigabytes(shard))), "export_device": "cpu",
+        "infer_dtype": "bfloat16",
+    }  # fmt: skip
+    settings = out.with_suffix(".json")
+    settings.write_text(json.dumps(asked), encoding="utf-8")
+    subprocess.run([f"{programs}/llamafactory-cli", "export", str(settings)], check=True, capture_output=True)
+
+
+def gigabytes(shard: str) -> float:
+    """`500MB` -> 0.5."""
+    return float(shard[:-2]) * {"MB": 1e-3, "GB": 1.0}[shard[-2:]]
+
+
 def imports_only() -> None:
     """What the libraries take without doing anything."""
     import peft  # noqa: F401
@@ -92,25 +112,31 @@ def run_way(way: str, folder: Path, shard: str) -> None:
         make_adapter(base, adapter)
     elif way == "imports":
         imports_only()
-    elif way == "peft":
+    elif way in ("peft", "trl"):
         with_peft(base, adapter, out, shard)
+    elif way == "llamafactory":
+        with_llamafactory(base, adapter, out, os.environ["FTKIT_BENCH_PEER"], shard)
     else:
         with_ftkit(adapter, out, *([] if way == "ftkit" else ["--no-check"]))
 
 
-def measure(way: str, folder: Path, shard: str) -> tuple[float, float]:
-    """(seconds, peak MB) of one way in a process of its own, its start included."""
+def measure(way: str, folder: Path, shard: str, programs: str = "") -> tuple[float, float]:
+    """(seconds, peak MB) of one way in a process of its own, its start included. programs: bin folder of a peer."""
     shutil.rmtree(folder / way, ignore_errors=True)
     started = time.perf_counter()
-    command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--shard", shard]
-    done = subprocess.run(command, check=True, capture_output=True)
+    python = f"{programs}/python" if programs else sys.executable
+    command = [python, __file__, "--way", way, "--folder", str(folder), "--shard", shard]
+    environment = {**os.environ, "FTKIT_BENCH_PEER": programs}
+    environment = {k: v for k, v in environment.items() if not (programs and k == "PYTHONPATH")}
+    done = subprocess.run(command, check=True, capture_output=True, env=environment)
     return time.perf_counter() - started, float(done.stdout.split()[-1])
 
 
 def peak_mb() -> float:
-    """The largest resident size that this process had."""
+    """The largest resident size that this process, or one that it started, had."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(int(status.split("VmHWM:")[1].split()[0]), children) / 1024
 
 
 def equal_tensors(one: Path, other: Path) -> tuple[int, int]:
@@ -134,6 +160,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="0.3B")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shard", default="250MB")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=BIN")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--way")
     parser.add_argument("--folder", type=Path)
@@ -142,23 +169,27 @@ def main() -> None:
         run_way(asked.way, asked.folder, asked.shard)
         sys.stdout.write(f"\n{peak_mb():.0f}\n")
         return
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ("imports", "peft", "ftkit", "ftkit --no-check")}
+    peers = dict(peer.split("=", 1) for peer in asked.peer)
+    ways = ("imports", "peft", *peers, "ftkit", "ftkit --no-check")
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["FTKIT_BENCH_SIZE"] = asked.size
         measure("make", folder, asked.shard)
         for _ in range(asked.rounds):
             for way, results in found.items():
-                results.append(measure(way, folder, asked.shard))
-        same, tensors = equal_tensors(folder / "peft", folder / "ftkit")
+                results.append(measure(way, folder, asked.shard, peers.get(way, "")))
+        equal = {way: equal_tensors(folder / "ftkit", folder / way) for way in ("peft", *peers)}
     medians = {
         way: tuple(statistics.median(column) for column in zip(*results, strict=True)) for way, results in found.items()
     }
     if asked.json:
-        sys.stdout.write(json.dumps({"size": asked.size, "equal": [same, tensors], "medians": medians}) + "\n")
+        sys.stdout.write(json.dumps({"size": asked.size, "equal": equal, "medians": medians}) + "\n")
         return
     peft = medians["peft"]
-    sys.stdout.write(f"{asked.size}, {asked.rounds} rounds; {same} of {tensors} tensors equal to PEFT's to the bit\n")
+    sys.stdout.write(f"{asked.size}, {asked.rounds} rounds\n")
+    for way, (same, tensors) in equal.items():
+        sys.stdout.write(f"{same} of {tensors} tensors equal to those of {way} to the bit\n")
     sys.stdout.write(f"{'way':<20}{'s':>8}{'MB':>8}{'time':>8}{'memory':>8}  of PEFT's\n")
     for way, (seconds, peak) in medians.items():
         sys.stdout.write(f"{way:<20}{seconds:>8.1f}{peak:>8.0f}{seconds / peft[0]:>8.2f}{peak / peft[1]:>8.2f}\n")

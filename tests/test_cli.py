@@ -296,3 +296,12 @@ def test_closed_streams_are_an_exit_status_and_no_crash(tmp_path):
     )
     assert shell("ftkit --version 2>&-", tmp_path) == (0, f"ftkit {ftkit.__version__}\n", "")
     assert shell("ftkit nosuch 2>&-", tmp_path)[:2] == (2, "")
+
+
+def test_bitsandbytes_is_loaded_without_the_compiler_which_stays_as_it_was():
+    code = (
+        "import sys, torch; before = torch.compile; from ftkit.libraries import import_bitsandbytes as load; load();"
+        " print('bitsandbytes' in sys.modules, 'torch._inductor.compile_fx' in sys.modules, torch.compile is before)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "True False True\n", result.stderr

@@ -30,18 +30,33 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def make_adapter(base, out, *, method="lora", dtype=torch.float32, spread=0.3, card=False, seed=1, **options):
+DEFAULTS = {
+    "Lora": {"r": 4, "lora_alpha": 8, "target_modules": LINEAR},
+    "LoHa": {"r": 4, "alpha": 8, "target_modules": LINEAR},
+    "LoKr": {"r": 4, "alpha": 8, "target_modules": LINEAR},
+    "OFT": {"oft_block_size": 8, "target_modules": LINEAR},
+    "IA3": {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    "Vera": {"r": 8, "target_modules": LINEAR},
+}
+
+
+def make_adapter(
+    base, out, *, kind="Lora", method="lora", dtype=torch.float32, spread=0.3, card=False, seed=1, **options
+):
     """A PEFT adapter whose B is random instead of trained; with a card it is one of ftkit's own."""
-    from peft import LoraConfig, get_peft_model
+    import peft
+    from peft import get_peft_model
 
     found = find_base(str(base))
     model = load_weights(found, dtype=dtype, device="cpu", quantization=quantization_config(method, dtype))
     keep_plain_layout(model)
     seen = quantized_fingerprints(model)
-    model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LINEAR, **options}))
+    model = get_peft_model(model, getattr(peft, f"{kind}Config")(**{**DEFAULTS[kind], **options}))
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if any(part in name for part in ("lora_B", "lora_embedding_B", "modules_to_save", "trainable_tokens")):
+        if kind != "Lora" and parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * spread / 3)
+        elif any(part in name for part in ("lora_B", "lora_embedding_B", "modules_to_save", "trainable_tokens")):
             torch.nn.init.normal_(parameter, std=spread)
         if "magnitude" in name or (parameter.requires_grad and name.endswith(".bias")):
             parameter.data.add_(torch.rand_like(parameter))
@@ -200,10 +215,20 @@ def edited(adapter, out, **config):
         {"use_dora": True, "use_rslora": True, "target_modules": ["embed_tokens", "o_proj"]},
         {"trainable_token_indices": [3, 500]},
         {"trainable_token_indices": {"embed_tokens": [7], "lm_head": [1, 2]}},
+        {"kind": "LoHa"},
+        {"kind": "LoHa", "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"kind": "LoKr"},
+        {"kind": "LoKr", "decompose_both": True, "decompose_factor": 4},
+        {"kind": "OFT"},
+        {"kind": "OFT", "coft": True, "use_cayley_neumann": False, "target_modules": ["embed_tokens", "q_proj"]},
+        {"kind": "IA3"},
+        {"kind": "Vera"},
+        {"kind": "Vera", "save_projection": False},
     ],
     ids=[
         "plain", "rslora", "patterns", "head", "embeddings", "saved", "dora", "dora embeddings", "tokens",
-        "tokens of both",
+        "tokens of both", "loha", "loha and saved", "lokr", "lokr both", "oft", "oft embeddings", "ia3", "vera",
+        "vera drawn",
     ],
 )  # fmt: skip
 def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, options):
@@ -221,17 +246,21 @@ def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, option
     assert changed == sorted(name for name in found if not torch.equal(found[name], base[name])) and changed
 
 
-@pytest.mark.parametrize("options", [{"lora_bias": True}, {"bias": "all"}, {"bias": "lora_only"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"lora_bias": True}, {"bias": "all"}, {"bias": "lora_only"}, {"kind": "IA3"}, {"kind": "Vera", "bias": "all"}],
+    ids=str,
+)
 def test_biases_are_what_peft_merges_to_the_last_bit(biased, tmp_path, options):
-    targets = ["q_proj", "v_proj", "o_proj"]
-    out = merge(make_adapter(biased, tmp_path / "adapter", target_modules=targets, **options), tmp_path / "out")
+    kinds = {} if "kind" in options else {"target_modules": ["q_proj", "v_proj", "o_proj"]}
+    out = merge(make_adapter(biased, tmp_path / "adapter", **kinds, **options), tmp_path / "out")
     expected, found, base = (
         merged_by_peft(biased, tmp_path / "adapter").state_dict(),
         tensors_of(out),
         tensors_of(biased),
     )
     assert found.keys() == base.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-    trained = "model.layers.0.self_attn.q_proj.bias"
+    trained = "model.layers.0.self_attn.v_proj.bias"
     assert not torch.equal(found[trained], base[trained])
 
 
@@ -241,8 +270,13 @@ def test_an_update_of_a_bias_that_the_base_lacks_is_refused(tiny_model, tmp_path
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"use_dora": True}, {"lora_bias": True, "target_modules": ["q_proj"]}], ids=str
-)
+    "options",
+    [
+        {}, {"use_dora": True}, {"lora_bias": True, "target_modules": ["q_proj"]},
+        {"kind": "LoHa"}, {"kind": "LoKr"}, {"kind": "OFT"}, {"kind": "IA3"}, {"kind": "Vera"},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_bfloat16_base_is_merged_as_peft_does_within_one_rounding(biased, tmp_path, options):
     base = as_bfloat16(biased, tmp_path / "base")
     out = merge(make_adapter(base, tmp_path / "adapter", **options), tmp_path / "out")
@@ -282,6 +316,15 @@ def test_a_tie_that_was_trained_as_one_stays(tied, tmp_path, options):
     assert tensors_of(out).keys() == tensors_of(tied).keys()
     expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
     assert torch.allclose(logits_of_folder(out), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["IA3", "Vera"])
+def test_gpt2_is_turned_for_other_methods_too(gpt2, tmp_path, kind):
+    options = {"feedforward_modules": ["mlp.c_proj"]} if kind == "IA3" else {}
+    targets = ["c_attn", "mlp.c_proj"]
+    out = merge(make_adapter(gpt2, tmp_path / "a", kind=kind, target_modules=targets, **options), tmp_path / "out")
+    expected = merged_by_peft(gpt2, tmp_path / "a").state_dict()
+    assert all(torch.equal(tensor, expected[f"transformer.{name}"]) for name, tensor in tensors_of(out).items())
 
 
 @pytest.mark.parametrize("stated", [True, False])
@@ -325,6 +368,18 @@ def test_the_shards_of_the_base_do_not_show_in_the_result(tiny_model, adapter, t
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
 
 
+def test_weights_are_written_in_files_of_the_size_that_is_asked_for(adapter, tmp_path):
+    one, out = merge(adapter, tmp_path / "one"), merge(adapter, tmp_path / "out", shard_size="0.05MB")
+    files = sorted(file.name for file in out.glob("*.safetensors"))
+    sizes = {file.name: sum(tensor.nbytes for tensor in load_file(file).values()) for file in out.glob("*.safetensors")}
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all(size <= 50_000 or len(load_file(out / name)) == 1 for name, size in sizes.items())
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == tensors_of(one).keys()
+    assert all(torch.equal(tensor, tensors_of(one)[name]) for name, tensor in tensors_of(out).items())
+    assert "--shard-size" in refused(adapter, tmp_path / "other", ExitCode.USAGE, shard_size="big")
+
+
 def test_the_merged_folder_answers_as_base_and_adapter_do(tiny_model, adapter, tmp_path):
     from transformers import AutoTokenizer
 
@@ -345,11 +400,19 @@ METHODS = {
     "tokens": {"trainable_token_indices": [3, 500]},
     "embeddings": {"target_modules": ["embed_tokens", "v_proj"]},
     "saved": {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+    "oft": {"kind": "OFT"},
+    "ia3": {"kind": "IA3"},
+    "vera": {"kind": "Vera"},
+    "loha": {"kind": "LoHa"},
+    "lokr": {"kind": "LoKr"},
 }
+BASES = ["fp32", "bf16", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8"]
+UNQUANTISED = ("loha", "lokr")
+"""What PEFT cannot put on a quantised layer."""
+CELLS = [(base, method) for method in METHODS for base in (BASES[:2] if method in UNQUANTISED else BASES)]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("base", ["fp32", "bf16", "nf4", "nf4-dq", "fp4", "fp4-dq", "int8"])
+@pytest.mark.parametrize(("base", "method"), CELLS)
 def test_every_method_on_every_base_answers_as_peft_does(tiny_model, tmp_path, base, method):
     from peft import PeftModel
 
@@ -404,6 +467,27 @@ def test_several_adapters_are_what_peft_combines(tiny_model, pair_of_adapters, t
     for name in found:
         assert torch.allclose(found[name], expected[name], atol=1e-5), name
         assert way == "svd" or torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.parametrize("way", ["linear", "cat"])
+def test_checkpoints_of_one_run_are_averaged(run_here, tiny_model, tmp_path, way):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    rows = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = ("train", "rows.jsonl", "--model", tiny_model, "--valid", "0", "--batch", "4", "--r", "4", "--lr", "0.01")
+    assert run_here(*train, "--steps", "6", "--save-every", "2", "--keep", "9", "--run", "run").exit_code == 0
+    one, two, *_ = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), one, adapter_name="one")
+    model.load_adapter(two, adapter_name="two")
+    model.add_weighted_adapter(["one", "two"], [0.5, 0.5], "mean", way)
+    model.set_adapter("mean")
+    expected = model.merge_and_unload().state_dict()
+    merge_several([f"{one}=0.5", f"{two}=0.5"], tmp_path / "out", combine=way)
+    found = tensors_of(tmp_path / "out")
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert read_card(tmp_path / "out").method == "merged"
 
 
 def test_random_keeping_is_the_same_for_the_same_seed(pair_of_adapters, tmp_path):
@@ -490,18 +574,74 @@ def test_the_live_model_of_the_proof_is_the_one_that_training_ran(tiny_model, tm
     assert found.largest_difference == 0 if dtype is torch.float32 else found.mean_kl < 1e-3  # sums rounded elsewhere
 
 
-def test_experts_are_merged_around_and_proven_whole(tiny_model, tmp_path):
-    from transformers import MixtralConfig, MixtralForCausalLM
+EXPERTS = {
+    "around": ("Mixtral", {"target_modules": ["q_proj", "v_proj"]}),
+    "joined": ("Mixtral", {"target_modules": "all-linear", "use_rslora": True}),
+    "packed": ("GptOss", {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+}
 
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_are_merged_as_peft_does_to_the_last_bit(tiny_model, tmp_path, kind):
+    import transformers
+
+    architecture, options = EXPERTS[kind]
     sizes = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "initializer_range": 0.3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 8}
+    config = getattr(transformers, f"{architecture}Config")(
+        **sizes, **heads, num_experts_per_tok=2, initializer_range=0.3
+    )
     base = tmp_path / "base"
-    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(base)
+    getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(base)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, base)
-    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
-    expected = logits_of(load_trained(open_trained(str(adapter)), "cpu", dtype="fp32").model)
-    assert torch.allclose(logits_of_folder(merge(adapter, tmp_path / "out")), expected, atol=1e-4)
+    adapter = make_adapter(base, tmp_path / "adapter", spread=0.05, **options)
+    found = tensors_of(merge(adapter, tmp_path / "out"))
+    merged_by_peft(base, adapter).save_pretrained(tmp_path / "peft")
+    expected = tensors_of(tmp_path / "peft")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    changed = json.loads((tmp_path / "out" / "merge.json").read_text())["tensors"]["changed"]
+    assert any("experts" in name for name in changed) == (kind != "around")
+
+
+def test_convolutions_in_groups_are_refused_as_peft_cannot_merge_them(tiny_model, tmp_path):
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    sizes = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    base = tmp_path / "base"
+    Lfm2ForCausalLM(
+        Lfm2Config(**sizes, num_attention_heads=2, num_key_value_heads=2, full_attn_idxs=[1])
+    ).save_pretrained(base)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, base)
+    grouped = make_adapter(base, tmp_path / "grouped", r=16, target_modules=["conv.conv", "q_proj"])
+    assert "groups > 1" in refused(grouped, tmp_path / "out", ExitCode.MODEL)
+    merge(make_adapter(base, tmp_path / "linear", target_modules=["q_proj", "in_proj"]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["Lora", "LoHa", "LoKr", "OFT"])
+def test_convolutions_are_merged_as_peft_does(kind):
+    import copy
+
+    import peft
+
+    from ftkit.core.layer_merging import layers_of_peft, merged_by_peft
+
+    torch.manual_seed(0)
+    base = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(4, 8, 3)})
+    config = getattr(peft, f"{kind}Config")(**{**DEFAULTS[kind], "target_modules": ["conv"]})
+    if kind == "OFT":
+        config.oft_block_size = 4
+    tuned = peft.PeftModel(base, config)
+    for parameter in tuned.parameters():
+        parameter.data.normal_(std=0.1)
+    expected = copy.deepcopy(tuned).merge_and_unload()["conv"]
+    layers = layers_of_peft(tuned)
+    assert list(layers) == ["conv.weight"]
+    before = base["conv"].base_layer.weight.clone()
+    found = merged_by_peft(layers["conv.weight"], "weight", before.clone())
+    assert torch.equal(found, expected.weight) and not torch.equal(found, before)
+    assert torch.equal(base["conv"].base_layer.weight, before), "the base is left as it was"
 
 
 def test_int8_values_are_those_that_transformers_dequantises(tiny_model, tmp_path):
@@ -595,8 +735,9 @@ def test_a_merge_without_proof_says_so_and_is_not_taken_for_a_proven_one(adapter
 
 
 def test_an_adapter_that_does_nothing_is_not_published(tiny_model, tmp_path):
-    adapter = make_adapter(tiny_model, tmp_path / "adapter", spread=0.0)
-    assert "does nothing" in refused(adapter, tmp_path / "out", ExitCode.GATE)
+    for kind in ("Lora", "IA3", "LoHa"):
+        adapter = make_adapter(tiny_model, tmp_path / kind, kind=kind, spread=0.0)
+        assert "does nothing" in refused(adapter, tmp_path / "out", ExitCode.GATE)
 
 
 def test_an_update_below_the_rounding_of_the_format_is_not_published(tiny_model, tmp_path):
@@ -736,14 +877,87 @@ def test_a_damaged_or_incomplete_adapter_is_refused(adapter, qlora, tmp_path):
     assert "rank 4, its config says 2" in refused(rank, tmp_path / "out", ExitCode.MODEL)
 
 
+def with_header(data, change):
+    """A safetensors file with another header."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(change(json.loads(data[8 : 8 + length]))).encode()
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
+def moved(header, by):
+    """The header with its last tensor's place, and nothing else, moved."""
+    last = max((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    start, end = header[last]["data_offsets"]
+    return header | {last: header[last] | {"data_offsets": [start + by, end + by]}}
+
+
+def reshaped(header):
+    """The header with one more row in its first tensor."""
+    first = min(name for name in header if name != "__metadata__")
+    shape = header[first]["shape"]
+    return header | {first: header[first] | {"shape": [shape[0] + 1, *shape[1:]]}}
+
+
+def twice(data):
+    """The file with its first tensor's name twice in the header."""
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].decode().rstrip()
+    header = json.loads(text)
+    first = min(name for name in header if name != "__metadata__")
+    text = text[:-1] + f", {json.dumps(first)}: {json.dumps(header[first])}}}"
+    return len(text).to_bytes(8, "little") + text.encode() + data[8 + length :]
+
+
+DAMAGE = {
+    "cut": (lambda data: data[:-10], "cut off"),
+    "pointer": (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+    "page": (lambda data: b"<!doctype html><html>not found</html>", "HTML page"),
+    "zeros": (lambda data: bytes(len(data)), "filled with zeros"),
+    "pickle": (lambda data: b"PK\x03\x04" + data, "pickle"),
+    "long header": (lambda data: (2**63).to_bytes(8, "little") + data[8:], "header should be"),
+    "name twice": (twice, "twice in the header"),
+    "overlap": (lambda data: with_header(data, lambda header: moved(header, -8)), "overlaps"),
+    "hole": (lambda data: with_header(data, lambda header: moved(header, 8)) + bytes(8), "leaves a hole"),
+    "shape": (lambda data: with_header(data, reshaped), "wrong entry"),
+    "nothing": (lambda data: b"", "too short"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("where", ["base", "adapter"])
+def test_damaged_files_are_named_with_what_they_are(tiny_model, adapter, tmp_path, kind, where):
+    change, words = DAMAGE[kind]
+    shutil.copytree(tiny_model, tmp_path / "base")
+    other = edited(adapter, tmp_path / "a", base_model_name_or_path=str(tmp_path / "base"))
+    file = {"base": tmp_path / "base" / "model.safetensors", "adapter": other / "adapter_model.safetensors"}[where]
+    file.write_bytes(change(file.read_bytes()))
+    message = refused(other, tmp_path / "out", ExitCode.MODEL)
+    assert words in message and str(file) in message
+
+
+def test_an_empty_adapter_and_a_base_without_one_of_its_shards_are_refused(tiny_model, adapter, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    empty = edited(adapter, tmp_path / "empty")
+    save_file({}, empty / "adapter_model.safetensors", {"format": "pt"})
+    assert "holds no tensors" in refused(empty, tmp_path / "out", ExitCode.MODEL)
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(base, max_shard_size="20KB")
+    lost = sorted(base.glob("*.safetensors"))[1]
+    lost.unlink()
+    other = edited(adapter, tmp_path / "a", base_model_name_or_path=str(base))
+    assert lost.name in refused(other, tmp_path / "out", ExitCode.MODEL)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
         ({"use_qalora": True}, "QALoRA"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "repeated layers"),
-        ({"target_parameters": ["mlp.up_proj.weight"]}, "bare parameters"),
+        ({"target_parameters": ["mlp.up_proj.weight"]}, "does not fit the base"),
         ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"peft_type": "IA3"}, "IA3"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
+        ({"peft_type": "IA3"}, "is refused"),
         ({"r": 0}, "r is 0"),
         ({"megatron_core": "os"}, "megatron_core"),
     ],
@@ -753,18 +967,152 @@ def test_adapters_that_are_not_merged_truly_are_refused(adapter, tmp_path, chang
     assert word in message
 
 
-def test_a_base_that_is_quantised_on_disk_is_refused(tiny_model, adapter, tmp_path):
+def test_a_base_that_is_quantised_on_disk_is_refused_unless_it_can_and_shall_be_unpacked(tiny_model, adapter, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(
-        json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}})
-    )
-    other = edited(adapter, tmp_path / "a", base_model_name_or_path=str(base))
-    assert "quantised on disk" in refused(other, tmp_path / "out", ExitCode.MODEL)
+    for method, options in (("bitsandbytes", {}), ("gptq", {"dequantise": True})):
+        quantised = {"quantization_config": {"quant_method": method, "load_in_4bit": True}}
+        (base / "config.json").write_text(json.dumps(config | quantised))
+        other = edited(adapter, tmp_path / method, base_model_name_or_path=str(base))
+        assert "quantised on disk" in refused(other, tmp_path / "out", ExitCode.MODEL, **options)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "fp4", "int8"])
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_a_base_that_is_quantised_on_disk_is_unpacked_on_request(tiny_model, gpt2, tmp_path, kind, model):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    plain, targets = {"llama": (tiny_model, LINEAR), "gpt2": (gpt2, ["c_attn", "c_fc", "c_proj"])}[model]
+    base, out = tmp_path / "base", tmp_path / "place" / "out"
+    dtype = torch.float16 if kind == "int8" else torch.float32
+    load_weights(
+        find_base(str(plain)), dtype=dtype, device="cpu", quantization=quantization_config(kind, dtype)
+    ).save_pretrained(base)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(plain / file, base)
+    made = make_adapter(plain, tmp_path / "made", spread=0.05, target_modules=targets)
+    adapter = edited(made, tmp_path / "adapter", base_model_name_or_path=str(base))
+    unpacked = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, device_map={"": "cpu"}).dequantize()
+    expected = logits_of(PeftModel.from_pretrained(unpacked, adapter).float())
+    merge(adapter, out, dequantise=True)
+    assert torch.allclose(logits_of_folder(out), expected, atol=1e-4 * float(expected.abs().max()))
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert json.loads((out / "merge.json").read_text())["base"]["location"] == str(base)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+# another vocabulary
+
+
+@pytest.mark.parametrize("base", ["tiny_model", "tied"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [512, 514]}],
+    ids=["saved along", "saved", "tokens"],
+)
+def test_a_resized_vocabulary_is_the_adapters(request, tmp_path, base, options):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = request.getfixturevalue(base)
+
+    def resized():
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(515, mean_resizing=False)
+        return model
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<a>", "<b>", "<c>"][: 515 - len(tokenizer)])
+    torch.manual_seed(1)
+    tuned = get_peft_model(resized(), LoraConfig(r=4, target_modules=["q_proj"], **options))
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 99, 512, 514, 7]])
+    if base == "tied" and "modules_to_save" in options:
+        assert "one tensor" in refused(tmp_path / "adapter", tmp_path / "out", ExitCode.MODEL)
+        return
+    out = merge(tmp_path / "adapter", tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    assert merged.config.vocab_size == 515 and merged.get_input_embeddings().weight.shape[0] == 515
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(resized(), tmp_path / "adapter").eval()(ids).logits
+        assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
+
+
+def test_a_resized_vocabulary_without_a_head_is_refused(tiny_model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(515, mean_resizing=False)
+    get_peft_model(model, LoraConfig(r=4, target_modules=["embed_tokens"])).save_pretrained(tmp_path / "adapter")
+    message = refused(tmp_path / "adapter", tmp_path / "out", ExitCode.MODEL)
+    assert "lm_head.weight" in message and "[515, 32]" in message
 
 
 # as a shell sees it
+
+
+@pytest.fixture
+def hub():
+    """A Hugging Face hub of this machine: (its address, what it was asked). Files come to it in commits."""
+    import http.server
+    import threading
+
+    asked = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            asked.append((self.path, self.headers.get("authorization"), body))
+            place = f"http://127.0.0.1:{self.server.server_port}/me/model"
+            answer = {"url": place}
+            if "preupload" in self.path:
+                names = [file["path"] for file in json.loads(body)["files"]]
+                answer = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+            if "/commit/" in self.path:
+                answer = {"commitUrl": f"{place}/commit/abc", "commitOid": "abc"}
+            text = json.dumps(answer).encode()
+            self.send_response(200 if self.headers.get("authorization") == "Bearer right" else 401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_only_the_flag_pushes_and_only_what_was_proven(adapter, tmp_path, hub, monkeypatch, capsys):
+    address, asked = hub
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setenv("HF_TOKEN", "right")
+    out = merge(adapter, tmp_path / "out", check=1)
+    assert not asked
+    merge(adapter, out, push_to_hub="me/model")
+    assert f"{address}/me/model/commit/abc" in capsys.readouterr().err
+    made = json.loads(next(body for path, _, body in asked if path.endswith("/repos/create")))
+    assert made.get("visibility") == "private" or made.get("private") is True
+    commit = next(body for path, _, body in asked if "/commit/" in path).decode()
+    assert all(json.dumps(file.name) in commit for file in out.iterdir())
+    refused(adapter, tmp_path / "other", ExitCode.USAGE, no_check=True, push_to_hub="me/model")
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(UserError, match="me/model") as raised:
+        merge(adapter, out, push_to_hub="me/model")
+    assert raised.value.exit_code == ExitCode.ENVIRONMENT and "HF_TOKEN" in raised.value.hint
 
 
 def test_the_program_prints_the_path_alone_and_the_proof_beside(ftkit, qlora, tmp_path):

@@ -42,7 +42,7 @@ def merge_in_child(kill_at):
     code = 1
     try:
         sys.addaudithook(watch)
-        merge.run(MergeSettings(run=adapter, output=out, check=1, force=forced))
+        merge.run(MergeSettings(run=adapter, output=out, check=1, force=forced, shard_size="0.02MB"))
         code = 0
     finally:
         os._exit(code)
@@ -63,7 +63,7 @@ print(at)
 def test_killed_before_any_file_operation_nothing_half_made_is_left(tiny_model, tmp_path, forced):
     adapter = make_adapter(tiny_model, tmp_path / "adapter")
     out, clean = tmp_path / "place" / "out", tmp_path / "clean"
-    run = [sys.executable, "-m", "ftkit", "merge", adapter, "--check", "1", "-o"]
+    run = [sys.executable, "-m", "ftkit", "merge", adapter, "--check", "1", "--shard-size", "0.02MB", "-o"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*run, clean], check=True, capture_output=True, env=environment)
     out.parent.mkdir()
@@ -77,7 +77,9 @@ def test_killed_before_any_file_operation_nothing_half_made_is_left(tiny_model, 
     assert states and all(state[1] in ("whole", "absent") and set(state[2:]) <= {"out"} for state in states), states
     check_manifest(out)
     assert [path.name for path in out.parent.iterdir()] == ["out"], "the last run cleared what the dead ones left"
-    for name in ("model.safetensors", "config.json"):
+    shards = [file.name for file in sorted(clean.glob("*.safetensors"))]
+    assert len(shards) > 3
+    for name in (*shards, "model.safetensors.index.json", "config.json"):
         assert (out / name).read_bytes() == (clean / name).read_bytes()
 
 

@@ -20,6 +20,7 @@ RUN = ["train.jsonl", "--steps", 12, "--batch", 8, "--r", 4, "--lr", 0.01, "--ru
 METHODS = {
     "lora, dropout, packs": ["--dropout", 0.2, "--micro-tokens", 200, "--dtype", "fp32"],
     "lora, padded, accumulated": ["--pack", "off", "--micro-batch", 3, "--dtype", "fp32"],
+    "noise, smoothed labels": ["--neftune", 5, "--label-smoothing", 0.1, "--dtype", "fp32"],
     "lora in bf16": ["--dtype", "bf16"],
     "qlora": ["--qlora", "--dropout", 0.1],
     "int8": ["--load-in-8bit"],

@@ -276,6 +276,28 @@ def test_a_model_with_its_own_attention_is_trained_on_padded_rows_and_that_is_sa
     assert "(4 at once)" in said
 
 
+# ---------------------------------------------------------------- rows with weights
+def test_a_weight_counts_in_training_and_not_in_the_held_out_loss(trained, tmp_path, tiny_model, run_folder):
+    weighted = [{**row, "weight": 4 if "cat" in row["prompt"] else 0.5} for row in ROWS]
+    write_rows(tmp_path / "weighted.jsonl", weighted)
+    write_rows(tmp_path / "held.jsonl", ROWS[:4])
+    write_rows(tmp_path / "held4.jsonl", [{**row, "weight": 4} for row in ROWS[:4]])
+    same = [
+        trained("weighted.jsonl", "--model", tiny_model, *QUICK, "--valid", held)[1]
+        for held in ("held.jsonl", "held4.jsonl")
+    ]
+    assert same[0]["valid_loss_before"] == same[1]["valid_loss_before"]
+    plain = trained("train.jsonl", "--model", tiny_model, *QUICK, "--valid", "held.jsonl")[1]
+    assert plain["valid_loss_before"] == same[0]["valid_loss_before"]
+    assert plain["valid_loss"] != same[0]["valid_loss"]
+
+
+def test_prep_keeps_the_weights_of_rows(prep, tmp_path):
+    write_rows(tmp_path / "weighted.jsonl", [{**row, "weight": 0.5} for row in ROWS[:3]])
+    result = prep("weighted.jsonl")
+    assert [json.loads(line)["weight"] for line in result.stdout.splitlines()] == [0.5] * 3
+
+
 # ---------------------------------------------------------------- methods
 METHODS = {
     "lora": ["--lora", "--lr", 5e-3],

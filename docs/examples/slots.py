@@ -12,3 +12,10 @@ def slots(record):
             found.setdefault(piece["entity"], []).append(piece["text"].strip())
     prompt = f"Sentence: {sentence}\nSlots as JSON:"
     return [{"prompt": prompt, "completion": " " + json.dumps(found, ensure_ascii=False)}]
+
+
+def dialogue(record):
+    """The same as a conversation, so that it can be mixed with others."""
+    (row,) = slots(record)
+    turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"].strip()}]
+    return [{"messages": turns}]

@@ -23,6 +23,7 @@ from ftkit.core.configuration import Layer, describe, environment_layer, field_t
 from ftkit.core.durations import seconds_of
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.settings_files import PROJECT_FILE, read_command_table
+from ftkit.libraries import keep_few_primitives
 from ftkit.stopping import stop_requests
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ def run_estimate_memory(settings: kinds.EstimateSettings) -> None:
 
 def run_train(settings: kinds.TrainSettings) -> None:
     """Forward to the command. Signals and the time limit count from here: loading libraries takes seconds."""
+    keep_few_primitives()
     hint = "the same command goes on from the last checkpoint, or begins again where there is none"
     with stop_requests(seconds_of(settings.time_limit or ""), hint=hint) as stop:
         from ftkit.commands import train

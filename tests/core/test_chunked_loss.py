@@ -9,7 +9,7 @@ from ftkit.core import chunked_loss as chunked_loss_module
 from ftkit.core import loss as loss_module
 from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import make_batch, packed_batches
-from ftkit.core.chunked_loss import SMALLEST_CHUNK, chunk_size, summed_nats
+from ftkit.core.chunked_loss import SMALLEST_CHUNK, Targets, chunk_size
 from ftkit.core.encoding import Example
 from ftkit.core.loss import summed_loss
 from ftkit.core.packed_attention import packed_attention
@@ -110,17 +110,17 @@ def test_nats_in_cache_are_torchs_cross_entropy(dtype, tolerance, cached, monkey
     labels = torch.randint(0, 100, (11,), generator=generator)
     exact = logits.detach().double().requires_grad_()
     torch.nn.functional.cross_entropy(exact, labels, reduction="sum").mul(0.3).backward()
-    summed_nats(logits, labels).mul(0.3).backward()
+    Targets(labels).nats(logits).mul(0.3).backward()
     nats = torch.nn.functional.cross_entropy(exact, labels, reduction="sum")
-    assert summed_nats(logits, labels).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert torch.allclose(summed_nats(logits, labels).double(), nats, rtol=1e-6 if dtype != torch.float64 else 1e-12)
+    assert Targets(labels).nats(logits).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.allclose(Targets(labels).nats(logits).double(), nats, rtol=1e-6 if dtype != torch.float64 else 1e-12)
     assert logits.grad.dtype == dtype
     assert torch.allclose(logits.grad.double(), exact.grad, rtol=tolerance, atol=tolerance * 0.01)
 
 
 def test_a_logit_that_is_no_number_makes_the_loss_none():
     logits = torch.tensor([[0.0, float("nan"), 1.0], [0.0, 1.0, 2.0]])
-    assert summed_nats(logits, torch.tensor([0, 1])).isnan()
+    assert Targets(torch.tensor([0, 1])).nats(logits).isnan()
 
 
 def test_the_body_is_as_before(monkeypatch):
@@ -141,3 +141,18 @@ def test_a_body_that_the_model_does_not_call_is_no_obstacle(monkeypatch):
 
 def test_chunks_hold_some_hundred_positions():
     assert (chunk_size(32_000), chunk_size(151_936), chunk_size(512)) == (1048, SMALLEST_CHUNK, 65_536)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_answer_that_the_model_finds_all_but_impossible_has_a_finite_loss_and_gradient(dtype):
+    logits = torch.tensor([[300.0, -100.0, 0.0], [0.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([1, 2])
+    loss = Targets(labels).nats(logits)
+    loss.backward()
+    other = logits.detach().clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(
+        other.to(torch.promote_types(dtype, torch.float32)), labels, reduction="sum"
+    )
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6) and float(loss) > 400
+    torch.testing.assert_close(logits.grad, other.grad)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from ftkit.core.batching import make_batch
-from ftkit.core.encoding import Encoder, Example
-from ftkit.core.examples import checked_example, encode_rows, fit
+from ftkit.core.encoding import Encoder, Example, last_turn
+from ftkit.core.examples import checked_example, encode_rows, fit, join_documents
 from ftkit.errors import ExitCode, UserError
 
 
@@ -118,3 +118,25 @@ def test_an_answer_that_ends_in_a_token_that_stops_nothing_is_refused(tiny_model
     with pytest.raises(UserError, match="stop token") as caught:
         checked_example(Encoder(tokenizer), row, "rows.jsonl:1")
     assert caught.value.exit_code == ExitCode.DATA
+
+
+# ---------------------------------------------------------------- documents joined, the last turn
+def test_joined_documents_count_the_same_tokens_in_rows_that_are_full():
+    """Three texts of 5, 9 and 4 tokens, read in pieces of 6, joined to rows of 6: 18 tokens, no first token counted."""
+    texts = [list(range(10, 15)), list(range(20, 29)), list(range(30, 34))]
+    pieces, origin = [], []
+    for number, ids in enumerate(texts):
+        found = fit(Example(ids, [True] * len(ids)), 6, "drop", is_text=True)
+        pieces, origin = pieces + found, origin + [number] * len(found)
+    rows = join_documents(pieces, origin, 6)
+    stream = [*rows[0].ids, *(token for row in rows[1:] for token in row.ids[1:])]
+    assert stream == [token for ids in texts for token in ids] and [len(row.ids) for row in rows] == [6, 6, 6, 3]
+    counted = [token for row in rows for token, counts in zip(row.ids[1:], row.counted[1:], strict=True) if counts]
+    assert counted == [token for ids in texts for token in ids[1:]]
+
+
+def test_only_the_last_stretch_of_a_conversation_is_left():
+    flags = [False, True, True, False, False, True, True, False]
+    found = last_turn(Example(list(range(8)), flags))
+    assert found.counted == [False] * 5 + [True, True, False]
+    assert last_turn(found) == found

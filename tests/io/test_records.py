@@ -17,6 +17,7 @@ def turns(*roles):
         ({"messages": turns("system", "user", "assistant", "user", "assistant")}, "messages"),
         ({"messages": turns("user", "assistant", "tool", "assistant")}, "messages"),
         ({"text": "a", "template": "text@0"}, "text"),
+        ({"text": "a", "weight": 0.25}, "text"),
     ],
 )
 def test_good_rows_are_known_by_their_keys(row, kind):
@@ -32,10 +33,14 @@ def test_good_rows_are_known_by_their_keys(row, kind):
         ({"prompt": "a", "completion": None}, "'completion' is null"),
         ({"prompt": "a", "completion": " "}, "no answer, nothing to learn"),
         ({"text": ""}, "nothing to learn"),
-        ({"text": "a", "label": "b"}, "rows of classification cannot be trained yet"),
+        ({"text": "a", "label": None}, "'label' is null"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "rows of preference cannot be trained yet"),
         ({"prompt": "a", "completion": "b", "label": True}, "rows of preference cannot be trained yet"),
         ({"messages": [*turns("user"), {**turns("assistant")[0], "tool_calls": [1]}]}, "turn 2 calls a tool"),
+        ({"prompt": "a", "completion": "b", "weight": 0}, "'weight' is 0, should be a number above 0"),
+        ({"prompt": "a", "completion": "b", "weight": -1.5}, "'weight' is -1.5"),
+        ({"prompt": "a", "completion": "b", "weight": "2"}, "'weight' is text"),
+        ({"text": "a", "weight": True}, "'weight' is true or false"),
         ({"messages": []}, "at least one turn"),
         ({"messages": "hello"}, "should be a list"),
         ({"messages": ["hello"]}, "turn 1 has no role"),

@@ -4,6 +4,7 @@ import sys
 
 from ftkit import console
 from ftkit.commands import chat_terminal
+from ftkit.commands.chat_classes import refuse_for_classes, tell_classes
 from ftkit.commands.chat_pipe import Questions, answer_questions, one_question, read_stdin
 from ftkit.commands.chat_session import Session
 from ftkit.commands.chat_subjects import introduce, load_speakers, open_asked
@@ -12,12 +13,17 @@ from ftkit.core.generation import Sampling
 from ftkit.core.settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import pick_device
+from ftkit.io.trained import load_trained
 
 
 def run(settings: ChatSettings) -> None:
     """Talk to runs, adapters, a merged model or any model."""
     asked = questions(settings)
     opened = open_asked(settings.runs)
+    if any(trained.classes for trained in opened):
+        refuse_for_classes(settings)
+        tell_classes(asked, settings, load_trained(opened[0], pick_device(settings.device)))
+        return
     speakers = load_speakers(opened, settings.template, pick_device(settings.device))
     check_system(settings.system, speakers[0])
     introduce(opened, speakers)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import orjson
 
@@ -30,6 +31,10 @@ class Questions:
     first: Question
     rest: Iterator[Question]
     lines: ReadyLines | None
+
+    def __iter__(self) -> Iterator[Question]:
+        """All of them, one by one, as they come."""
+        return chain([self.first], self.rest)
 
     def groups(self) -> Iterator[tuple[list[Question], UserError | None]]:
         """Questions that are there without waiting, at most TOGETHER of them; and the error that ends them."""

@@ -52,6 +52,12 @@ def read_data(settings: EstimateSettings, model: Model) -> RealRows:
     """The rows encoded as training encodes them; what is too long is dropped, as there."""
     assert settings.data is not None
     file = read_row_file(settings.data, "estimate-memory")
+    if file.kind == "classification":
+        raise UserError(
+            f"{file.source}: a head for classes is not estimated here",
+            ExitCode.ENVIRONMENT,
+            hint=f"ftkit train {settings.data} --dry-run foretells its memory",
+        )
     given = load_template(settings.template) if settings.template else None
     template = template_of_rows(file.template, given) if file.template else given
     encoder = Encoder(load_tokenizer(model.base, model.config.get_text_config().vocab_size), template)

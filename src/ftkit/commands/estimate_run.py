@@ -15,6 +15,7 @@ from ftkit.core.planned_run import PlannedRun, plan_run
 from ftkit.core.settings import EstimateSettings
 from ftkit.core.several_gpus import Sharing
 from ftkit.errors import ExitCode, UserError
+from ftkit.libraries import import_bitsandbytes
 
 CLEAR = 0.1
 """By so much of a card's memory must the closed form miss its limit for its verdict to stand without a simulation."""
@@ -97,6 +98,8 @@ class Estimates:
     def simulate(self, settings: EstimateSettings, gpu: Gpu | None, capacity: int | None) -> MemoryEstimate:
         """Load the libraries and run the step on the meta device."""
         from ftkit import console
+
+        import_bitsandbytes()
         from ftkit.commands.estimate_simulation import simulate_ftkit, simulate_hf
 
         run = self.plan(settings, gpu)

@@ -8,12 +8,19 @@ import orjson
 from ftkit import console
 from ftkit.commands.eval_forgetting import read_general_text
 from ftkit.commands.eval_gates import faults_of, read_gates, refuse
-from ftkit.commands.eval_metrics import make_plan
+from ftkit.commands.eval_metrics import make_plan, plan_of_head
 from ftkit.commands.eval_output import gate_scores, show_findings, show_scores, summary, write_predictions
 from ftkit.commands.eval_report import write_report
 from ftkit.commands.eval_runs import compare_runs
 from ftkit.commands.eval_scores import Result, Work, evaluate
-from ftkit.commands.eval_subject import base_of, find_subject, open_rival, read_rows
+from ftkit.commands.eval_subject import (
+    base_of,
+    find_subject,
+    open_rival,
+    read_rows,
+    refuse_base_of_head,
+    require_fitting_head,
+)
 from ftkit.core.settings import EvalSettings
 from ftkit.io.answer_cache import AnswerCache
 from ftkit.io.atomic import refuse_existing
@@ -52,13 +59,16 @@ def prepare_outputs(settings: EvalSettings) -> None:
 
 def score_rows(settings: EvalSettings, trained: Trained) -> Result:
     """Everything checked that can be checked without a model, then the scores of all models."""
+    refuse_base_of_head(settings, trained)
     untuned = base_of(trained, "--baseline") if settings.baseline else None
     if untuned is None and settings.forgetting:
         untuned = base_of(trained, "--forgetting")
     others = [open_rival(name) for name in settings.against]
     data = read_rows(settings, trained)
     general = read_general_text(settings.forgetting) if settings.forgetting else None
-    work = Work(settings, data, make_plan(settings, data), pick_device(settings.device), AnswerCache(settings.cache))
+    plan = plan_of_head(settings) if trained.classes else make_plan(settings, data)
+    require_fitting_head(trained, others, data)
+    work = Work(settings, data, plan, pick_device(settings.device), AnswerCache(settings.cache))
     console.info(f"{trained.name}: {len(data.rows):,} row{'' if len(data.rows) == 1 else 's'} of {data.source}")
     return evaluate(work, trained, untuned, others, general)
 

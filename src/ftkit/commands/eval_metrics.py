@@ -42,9 +42,13 @@ class Plan:
     as_classes: bool
     asked: bool
     """True if --metrics named the groups."""
+    has_head: bool = False
+    """True where a head tells the label: there is no text, so nothing per byte."""
 
     def shows(self, metric: str) -> bool:
         """True for a score that was asked for; those of options of their own always are."""
+        if self.has_head and metric in ("perplexity", "bits_per_byte"):
+            return False
         if not self.asked:
             return True
         group = (
@@ -77,6 +81,18 @@ def make_plan(settings: EvalSettings, data: RowFile) -> Plan:
     own = scoring.extract is not None or bool(scoring.scorers)
     generates = has_answers and (own or bool(groups - {"loss"}))
     return Plan(scoring, frozenset(groups), generates, "labels" in groups, asked is not None)
+
+
+def plan_of_head(settings: EvalSettings) -> Plan:
+    """The same for a model with a head for classes: loss and labels, whatever else is asked for needs text."""
+    asked = asked_groups(settings.metrics)
+    given = {"--schema": settings.schema, "--extract": settings.extract, "--scorer": settings.scorer}
+    others = [f"--metrics {name}" for name in sorted((asked or set()) - {"loss", "labels"})]
+    for name in [*others, *(flag for flag, value in given.items() if value)]:
+        raise UserError(f"{name}: a head for classes writes no text", ExitCode.USAGE, hint="--metrics loss,labels")
+    groups = asked or {"loss", "labels"}
+    scoring = Scoring(frozenset(), None, None, None, {})
+    return Plan(scoring, frozenset(groups), False, True, asked is not None, has_head=True)
 
 
 def asked_groups(names: str | None) -> set[str] | None:

@@ -129,6 +129,8 @@ def show_scores(result: Result) -> None:
     """The tables of scores on stderr: one for each model that this one is compared with."""
     rows = result.subject.rows
     title = f"{count_of(len(rows))}, {sum(row.likelihood.tokens for row in rows):,} answer tokens"
+    if result.subject.task.encoder.classes:
+        title = f"{count_of(len(rows))}, {len(result.subject.task.classes)} labels"
     if not result.rivals:
         columns = ["", "score", "95 % interval"]
         console.table(title, columns, [score_line(result, metric) for metric in shown_metrics(result.metrics)])

@@ -11,10 +11,10 @@ from typing import Any
 import orjson
 
 from ftkit import console
-from ftkit.commands.eval_metrics import make_plan
+from ftkit.commands.eval_metrics import make_plan, plan_of_head
 from ftkit.commands.eval_output import number, totals_of
 from ftkit.commands.eval_scores import Scored, Work, load_next, score
-from ftkit.commands.eval_subject import identity_of, read_rows
+from ftkit.commands.eval_subject import identity_of, read_rows, require_fitting_head
 from ftkit.core import page
 from ftkit.core.bootstrap import Interval
 from ftkit.core.comparison import spread
@@ -55,11 +55,14 @@ def compare_runs(settings: EvalSettings) -> None:
     trained = [open_trained_run(run) for run in runs]
     rows = [read_rows(settings, one) for one in (trained[:1] if data else trained)]
     warn_of_different_rows(rows)
+    for one, data_ in zip(trained, rows if not data else rows * len(trained), strict=True):
+        require_fitting_head(trained[0], [one], data_)
     cache = AnswerCache(settings.cache)
     found = []
     for number_, one in enumerate(trained):
         data_ = rows[0] if data else rows[number_]
-        work = Work(settings, data_, make_plan(settings, data_), pick_device(settings.device), cache)
+        plan = plan_of_head(settings) if one.classes else make_plan(settings, data_)
+        work = Work(settings, data_, plan, pick_device(settings.device), cache)
         found.append(score_run(work, one))
     show_table(found)
     write_results(settings, found)

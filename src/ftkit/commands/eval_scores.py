@@ -12,6 +12,7 @@ from ftkit.commands.eval_metrics import Plan, expected_metrics
 from ftkit.commands.eval_subject import identity_of, settle_template
 from ftkit.core.answering import how_together
 from ftkit.core.bootstrap import Interval
+from ftkit.core.class_evaluation import class_task, score_classes
 from ftkit.core.comparison import Comparison, compare, spread
 from ftkit.core.encoding import Encoder
 from ftkit.core.evaluation import (
@@ -83,6 +84,8 @@ class Work:
 
     def task(self, loaded: Loaded, trained: Trained) -> Task:
         """The rows as this model is asked them."""
+        if loaded.classes:
+            return class_task(self.data, Encoder(loaded.tokenizer, classes=loaded.classes), loaded.context)
         encoder = Encoder(loaded.tokenizer, settle_template(self.settings, self.data, trained))
         task = make_task(
             self.data,
@@ -176,6 +179,9 @@ def same_tokens(one: Task, other: Task) -> bool:
 
 def score(work: Work, model: Any, task: Task, identity: Sequence[Any], name: str, doing: str) -> Scored:
     """Every row of the task: its likelihood, its label, its answers, their scores."""
+    if task.encoder.classes:
+        rows = score_classes(model, task)
+        return Scored(name, task, rows, [rows])
     packed = packing_fault(model, task.examples, work.device) is None
     rows = score_likelihoods(model, task, packed=packed)
     facts = [__version__, *identity, str(model.dtype), work.device]

@@ -1,5 +1,6 @@
 """What is scored: the model, the run or the base that it came from, the rows, and the template that both must share."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,27 @@ def read_rows(settings: EvalSettings, trained: Trained) -> RowFile:
             hint = "eval compares pairs: prompt, chosen, rejected; or score the good answers alone, without 'label'"
             raise UserError(f"{place}: one answer and its label are no pair", ExitCode.DATA, hint=hint)
     return data
+
+
+def refuse_base_of_head(settings: EvalSettings, trained: Trained) -> None:
+    """The untuned base of a model with a head for classes has none: it tells no label, and no text can be forgotten."""
+    asked = "--baseline" if settings.baseline else "--forgetting" if settings.forgetting else None
+    if trained.classes and asked:
+        what = f"{asked}: the untuned base of {trained.name} has no head for classes"
+        raise UserError(what, ExitCode.USAGE, hint="compare with another run: --against RUN")
+
+
+def require_fitting_head(trained: Trained, others: Sequence[Trained], data: RowFile) -> None:
+    """A head for classes needs rows of text and label, and what is compared with it tells the same labels."""
+    for other in others:
+        if other.classes != trained.classes:
+            what = f"{other.name} and {trained.name} do not tell the same labels"
+            raise UserError(what, ExitCode.DATA, hint="compare models with a head for the same labels, or without one")
+    if trained.classes and data.kind != "classification":
+        what = f"{data.places[0]}: rows of {data.kind}; {trained.name} tells labels"
+        raise UserError(
+            what, ExitCode.DATA, hint='{"text": "...", "label": "..."}: ftkit prep FILE --template classify'
+        )
 
 
 def find_rows(settings: EvalSettings, trained: Trained) -> str:

@@ -1,5 +1,6 @@
 """`ftkit merge`: adapter + base -> a model of its own, proven to be what was trained before it is published."""
 
+import copy
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -10,8 +11,10 @@ import torch
 
 from ftkit import console
 from ftkit.commands.merge_adapters import combined_adapter
+from ftkit.commands.merge_dequantise import plain_base
 from ftkit.commands.merge_proof import Proof, prove, was_quantised
 from ftkit.commands.merge_weights import SHORT_DTYPES, Ledger, require_only_planned_changes, write_weights
+from ftkit.core.layer_merging import PeftLayers, layers_of_peft
 from ftkit.core.merge_plan import (
     Step,
     changed_ties,
@@ -22,25 +25,28 @@ from ftkit.core.merge_plan import (
     plan_merge,
     tied_parameters,
     total_bytes,
+    trained_vocabulary,
 )
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.ollama import modelfile
 from ftkit.core.proof import CONTINUED
-from ftkit.core.settings import MergeSettings, require
+from ftkit.core.settings import MergeSettings
+from ftkit.core.streaming import build_placeholder_model
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.adapter_weights import Adapter, open_adapter_weights
+from ftkit.io.adapter_weights import Adapter, Rows, open_adapter_weights
 from ftkit.io.atomic import atomic_folder
-from ftkit.io.base_model import check_base, config_sha256, load_tokenizer, local_files, read_config, transformers_config
+from ftkit.io.base_model import Base, check_base, config_sha256, load_tokenizer, local_files, transformers_config
 from ftkit.io.card import Card, write_card
 from ftkit.io.devices import DTYPES
 from ftkit.io.free_space import require_disk
+from ftkit.io.hub_upload import push_folder
 from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read_report, refuse_harm, write_report
 from ftkit.io.model_folder import copy_beside, write_config
 from ftkit.io.quantization import quantization_config, quantized_layers
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
 from ftkit.io.tensors import FLOATS, same_values
-from ftkit.io.trained import Trained, open_trained, open_trained_run
+from ftkit.io.trained import Trained, open_trained, open_trained_run, put_adapter
 
 FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
@@ -49,7 +55,7 @@ FILE_DTYPES = {"auto": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 class Job:
     """Everything that is decided before weights are read.
 
-    onto: trained or original, never auto. quantised: layers that training saw so -> whether their weight is (in, out).
+    onto: trained or original, never auto. vocabulary: rows of the embeddings, where training resized them. quantised: layers that training saw so -> whether their weight is (in, out).
     """
 
     settings: MergeSettings
@@ -60,6 +66,7 @@ class Job:
     onto: str
     steps: list[Step]
     untied: bool
+    vocabulary: int | None
     quantised: dict[str, bool]
     out: Path
 
@@ -76,7 +83,7 @@ class Job:
 
 def run(settings: MergeSettings) -> None:
     """Merge, prove, publish; or point to what is there already."""
-    require(settings.check >= 1, "--check", settings.check, "1 or more")
+    settings.check_ranges()
     if settings.adapter:
         with combined_adapter(settings) as trained:
             merge_one(settings, trained)
@@ -85,6 +92,12 @@ def run(settings: MergeSettings) -> None:
     if trained.adapter is None:
         point_to_whole_model(trained, settings)
         return
+    if trained.classes:
+        raise UserError(
+            f"{trained.name}: merge writes models that write text, this one tells classes",
+            ExitCode.MODEL,
+            hint="eval and chat open the run as it is; ftkit train --full makes a whole model",
+        )
     merge_one(settings, trained)
 
 
@@ -93,20 +106,33 @@ def merge_one(settings: MergeSettings, trained: Trained) -> None:
     assert trained.adapter is not None
     if settings.trained_on is not None:
         trained = with_assumed_quantisation(trained, settings.trained_on)
-    job = prepare(settings, trained)
-    identity = merge_identity(job.adapter.folder, trained.base, job.onto, settings.dtype, settings.trained_on)
+    with plain_base(trained, choose_output(settings, trained), asked=settings.dequantise) as plain:
+        make_and_prove(prepare(settings, plain), trained.base)
+
+
+def make_and_prove(job: Job, base: Base) -> None:
+    """The merged folder, or the one that is there already. base: as the adapter names it."""
+    settings = job.settings
+    identity = merge_identity(job.adapter.folder, base, job.onto, settings.dtype, settings.trained_on)
     if is_done(job.out, identity, force=settings.force, unproven=settings.no_check):
-        say_path(job.out, settings)
+        finish(job.out, settings)
         return
     require_disk(job.out, total_bytes(job.steps), "the merged model needs", hint="give -o on another disk")
     with atomic_folder(job.out, replace=settings.force) as folder:
-        ledger = write_weights(job.steps, job.adapter, trained.card, folder)
+        ledger = write_weights(job.steps, job.adapter, job.trained.card, folder, settings.shard_bytes)
         changed = require_only_planned_changes(job.steps, folder, ledger)
         write_beside(job, folder)
         proof = check(job, folder)
-        write_report(folder, identity | findings(job, changed, ledger, proof), trained.base, job.own_card)
+        write_report(folder, identity | findings(job, changed, ledger, proof), base, job.own_card)
     show(job, changed, proof)
-    say_path(job.out, settings)
+    finish(job.out, settings)
+
+
+def finish(path: Path, settings: MergeSettings) -> None:
+    """Push it to the hub where that was asked for, and print where it is."""
+    if settings.push_to_hub is not None:
+        console.info(f"pushed: {push_folder(path, settings.push_to_hub)}")
+    say_path(path, settings)
 
 
 def check(job: Job, folder: Path) -> Proof | None:
@@ -190,12 +216,6 @@ def say_path(path: Path, settings: MergeSettings) -> None:
 def prepare(settings: MergeSettings, trained: Trained) -> Job:
     """Check the adapter against the base, without weights; decide what becomes of every tensor and where it goes."""
     assert trained.adapter is not None
-    if "quantization_config" in read_config(trained.base):
-        raise UserError(
-            f"{trained.base.name}: quantised on disk; ftkit merges onto 16- or 32-bit files",
-            ExitCode.MODEL,
-            hint="give the adapter the model that this one was quantised from",
-        )
     base = local_files(trained.base, weights=True)
     out = choose_output(settings, trained)
     refuse_harm(out, trained.adapter, base)
@@ -203,8 +223,7 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
     config = check_base(trained.base)
     onto, layers = "trained", {}
     quantised = {}
-    with console.quiet_libraries():
-        model = build_meta_model(config, torch.float32)
+    model, config, vocabulary = with_trained_vocabulary(adapter, config)
     if trained.card is not None and was_quantised(trained):
         onto = "original" if settings.onto == "original" else "trained"
         layers = trained.card.quantized_sha256 if onto == "trained" else {}
@@ -214,11 +233,13 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
         names = trained.card.quantized_sha256
         quantised = {layer: is_transposed(layer, find_layer(layer, model)) for layer in names}
     adapter, ties = joined_ties(adapter, tied_parameters(model))
-    is_untied = settings.untie and bool(changed_ties(adapter, ties))
+    by_peft = layers_left_to_peft(adapter, config)
+    is_untied = settings.untie and bool(changed_ties(adapter, by_peft, ties))
     steps = plan_merge(
         model,
         read_layout(base),
         adapter,
+        by_peft=by_peft,
         quantised=layers,
         dtype=FILE_DTYPES[settings.dtype],
         ties=ties,
@@ -226,7 +247,32 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
     )
     if is_untied:
         console.info("untied: head and embeddings are two tensors in the merged model")
-    return Job(settings, trained, adapter, base, config, onto, steps, is_untied, quantised, out)
+    return Job(settings, trained, adapter, base, config, onto, steps, is_untied, vocabulary, quantised, out)
+
+
+def with_trained_vocabulary(adapter: Adapter, config: Any) -> tuple[Any, Any, int | None]:
+    """(the base on the meta device, its config, both with as many embeddings as the adapter's; that number if other)."""
+    with console.quiet_libraries():
+        model = build_meta_model(config, torch.float32)
+        rows = trained_vocabulary(adapter, model)
+        if rows is None:
+            return model, config, None
+        config = copy.deepcopy(config)
+        console.info(f"vocabulary: {config.get_text_config().vocab_size} tokens in the base, {rows} in the adapter")
+        config.get_text_config().vocab_size = rows
+        return build_meta_model(config, torch.float32), config, rows
+
+
+def layers_left_to_peft(adapter: Adapter, config: Any) -> PeftLayers:
+    """PEFT's layers, where it has to merge them itself; none for LoRA on matrices, which ftkit does."""
+    if not adapter.others:
+        return {}
+    with console.quiet_libraries():
+        model = build_placeholder_model(config, torch.float32)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in adapter.saved:  # PEFT writes into it
+            parameter.data = torch.empty(parameter.shape)
+    return layers_of_peft(put_adapter(model, adapter.folder))
 
 
 def joined_ties(adapter: Adapter, ties: dict[str, str]) -> tuple[Adapter, dict[str, str]]:
@@ -234,12 +280,20 @@ def joined_ties(adapter: Adapter, ties: dict[str, str]) -> tuple[Adapter, dict[s
 
     PEFT saves a tied parameter that was trained as one (`ensure_weight_tying`) under both names: equal ones count once.
     """
-    saved, open_ties = dict(adapter.saved), dict(ties)
+    saved, rows, open_ties = dict(adapter.saved), dict(adapter.rows), dict(ties)
     for name, source in ties.items():
+        layers = name.removesuffix(".weight"), source.removesuffix(".weight")
+        if all(layer in rows for layer in layers) and is_one_training(*(rows[layer] for layer in layers)):
+            del rows[layers[0]]
         alone = all(parameter.removesuffix(".weight") not in adapter.pairs for parameter in (name, source))
         if alone and name in saved and source in saved and same_values(saved[name], saved[source]):
             del saved[name], open_ties[name]
-    return replace(adapter, saved=saved), open_ties
+    return replace(adapter, saved=saved, rows=rows), open_ties
+
+
+def is_one_training(one: Rows, other: Rows) -> bool:
+    """True if these are the same rows with the same values."""
+    return one.numbers == other.numbers and same_values(one.place, other.place)
 
 
 def choose_output(settings: MergeSettings, trained: Trained) -> Path:
@@ -254,7 +308,8 @@ def write_beside(job: Job, folder: Path) -> None:
     """Everything of the model folder but weights and reports."""
     copy_beside(job.base, job.adapter.folder, folder)
     dtype = main_dtype(job.steps)
-    write_config(job.base, folder, dtype, converted=job.settings.dtype != "auto", untied=job.untied)
+    converted = job.settings.dtype != "auto"
+    write_config(job.base, folder, dtype, converted=converted, untied=job.untied, vocabulary=job.vocabulary)
     write_modelfile(job, folder)
     if job.own_card is not None:
         own = SHORT_DTYPES[dtype] if SHORT_DTYPES[dtype] in DTYPES else "fp32"

@@ -59,7 +59,7 @@ def open_part(text: str) -> Part:
     if trained.adapter is None:
         raise UserError(f"--adapter {name}: a model, not an adapter", ExitCode.MODEL)
     adapter = open_adapter_weights(trained.adapter)
-    if not adapter.is_plain:
+    if adapter.others or not adapter.is_plain:
         what = f"{name}: only plain LoRA can be combined, without DoRA, biases, trained tokens or whole modules"
         raise UserError(what, ExitCode.MODEL, hint="merge it alone")
     return Part(trained, adapter, weight)

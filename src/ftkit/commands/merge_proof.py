@@ -12,6 +12,7 @@ from torch import Tensor
 from ftkit import console
 from ftkit.core.checkpoint_names import parameter_names
 from ftkit.core.encoding import Encoder
+from ftkit.core.merge_plan import tied_parameters
 from ftkit.core.proof import (
     LIMITS,
     PLAIN_PROBES,
@@ -137,8 +138,9 @@ def base_and_adapter(trained: Trained, adapter: Adapter, config: Any, *, seen: L
     with console.quiet_libraries():
         model = build_placeholder_model(config, dtype)
     weights = file_weights(model, local_files(trained.base, weights=True))
-    if weights is None:
-        return put_adapter(whole_base(trained, dtype, seen), trained.adapter).eval()
+    if weights is None or adapter.config.get("target_parameters"):  # PEFT swaps such parameters while layers run
+        return put_adapter(whole_base(trained, config, dtype, seen), trained.adapter).eval()
+    take_resized(model, weights, adapter)
     for layer, transposed in seen.items():
         assert trained.card is not None
         weights[f"{layer}.weight"] = SeenWeight(weights[f"{layer}.weight"], trained.card, transposed)  # type: ignore[arg-type]
@@ -187,9 +189,21 @@ def file_weights(model: Any, folder: Path) -> dict[str, Weight] | None:
     return found if needed <= set(found) else None
 
 
-def whole_base(trained: Trained, dtype: torch.dtype, seen: Layers) -> Any:
+def take_resized(model: Any, weights: dict[str, Weight], adapter: Adapter) -> None:
+    """Where training resized the vocabulary, embeddings and head are the adapter's: the base has none of that size."""
+    resized = {name for name, p in model.named_parameters(remove_duplicate=False) if weights[name].shape != p.shape}
+    ties = tied_parameters(model)
+    partners = ties | {source: name for name, source in ties.items()}
+    for name in resized:
+        place = adapter.saved.get(name) or adapter.saved[partners[name]]
+        weights[name] = FileWeight(place)
+
+
+def whole_base(trained: Trained, config: Any, dtype: torch.dtype, seen: Layers) -> Any:
     """The base in memory, for architectures whose files are not the model's parameters one to one."""
     model = load_weights(trained.base, dtype=dtype, device="cpu")
+    if config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(config.get_text_config().vocab_size, mean_resizing=False)
     for layer, transposed in seen.items():
         assert trained.card is not None
         module = model.get_submodule(layer)

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ftkit import console
@@ -38,7 +39,7 @@ class Ledger:
     sha256: dict[str, str] = field(default_factory=dict)
 
 
-def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder: Path) -> Ledger:
+def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder: Path, shard_bytes: int) -> Ledger:
     """Stream the base's tensors through their steps into new files, one in memory at a time."""
     refuse_idle_adapter(adapter)
     by_name = {step.name: step for step in steps}
@@ -53,7 +54,7 @@ def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder
             ledger.sha256[tensor.name] = digest.hexdigest()
             progress.advance(note=tensor.name)
 
-        write_shards(folder, [step.result for step in steps], content)
+        write_shards(folder, [step.result for step in steps], content, shard_bytes=shard_bytes)
     if ledger.foreign:
         raise foreign_quantisation(ledger.foreign)
     if not ledger.updated and adapter.is_plain:
@@ -63,10 +64,12 @@ def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder
 
 def refuse_idle_adapter(adapter: Adapter) -> None:
     """An adapter with NaN in it is exit 4; one that would change nothing is exit 8."""
+    for key, place in adapter.others.items():
+        read_finite(place, key)
     for layer, pair in adapter.pairs.items():
         read_finite(pair.a, f"{layer}.lora_A")
     idle = [layer for layer, pair in adapter.pairs.items() if is_zero(read_finite(pair.b, f"{layer}.lora_B"))]
-    if len(idle) == len(adapter.pairs) and adapter.is_plain:
+    if len(idle) == len(adapter.pairs) and adapter.is_plain and not adapter.others:
         raise idle_adapter(adapter.folder)
     if idle:
         share = f"{len(idle)} of its {len(adapter.pairs)} layers"
@@ -75,9 +78,7 @@ def refuse_idle_adapter(adapter: Adapter) -> None:
 
 def idle_adapter(folder: Path) -> UserError:
     """The error for an adapter whose every update is zero."""
-    return UserError(
-        f"{folder}: the adapter does nothing: every update is zero (B A = 0)", ExitCode.GATE, hint="was it trained?"
-    )
+    return UserError(f"{folder}: the adapter does nothing: every update is zero", ExitCode.GATE, hint="was it trained?")
 
 
 def foreign_quantisation(layers: list[str]) -> UserError:
@@ -104,7 +105,7 @@ def merged_bytes(step: Step, card: Card | None, ledger: Ledger) -> Iterator[Any]
         yield chunk
 
 
-def converted(chunk: bytes, step: Step) -> Any:
+def converted(chunk: bytearray, step: Step) -> Any:
     """A piece of an unchanged tensor, checked for NaN, in the format of the result."""
     values = flat(chunk, step.place.dtype)
     if not is_finite(values):
@@ -139,10 +140,24 @@ def merged_tensor(step: Step, card: Card | None, ledger: Ledger) -> Tensor:
         weight = apply_delta(weight, LowRank(a, b, step.scale, step.transposed, magnitude))
     if step.bias is not None:
         weight = weight.float() + read_finite(step.bias, step.name).float() * step.scale
+    if step.update is not None:
+        weight = updated_by_peft(weight, step, ledger)
     weight = weight.to(FLOATS[step.dtype])
     if step.rows is not None:
         weight[list(step.rows.numbers)] = read_finite(step.rows.place, step.name).to(weight.dtype)
     return weight
+
+
+def updated_by_peft(weight: Tensor, step: Step, ledger: Ledger) -> Tensor:
+    """What PEFT's merge makes of the values, float32; exit 4 where PEFT has none (convolutions in groups)."""
+    assert step.update is not None
+    try:
+        merged = step.update(weight.to(torch.float32, copy=True))
+    except NotImplementedError as error:
+        raise UserError(f"PEFT cannot merge into '{step.name}': {error}", ExitCode.MODEL) from None
+    if not torch.equal(merged, weight.float()):
+        ledger.updated.add(step.name)
+    return merged
 
 
 def as_trained(weight: Tensor, step: Step, card: Card | None, ledger: Ledger) -> Tensor:

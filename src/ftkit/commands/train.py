@@ -17,7 +17,7 @@ from ftkit.commands.train_record import first_facts, recorded
 from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
 from ftkit.core.adapters import count_parameters, make_trainable
-from ftkit.core.encoding import Example
+from ftkit.core.encoding import Encoder, Example
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.settings import TrainSettings
@@ -87,7 +87,15 @@ def load(prepared: Prepared, start: Checkpoint | None = None) -> nn.Module:
         elif settings.init:
             return make_trainable(new_weights(prepared.config, dtype=prepared.dtype, device=prepared.device), settings)
     quantization = quantization_config(settings.method, prepared.dtype)
-    model = load_weights(base, dtype=prepared.dtype, device=prepared.device, quantization=quantization)
+    classes = prepared.encoder.classes
+    model = load_weights(
+        base,
+        dtype=prepared.dtype,
+        device=prepared.device,
+        quantization=quantization,
+        config=prepared.config if classes else None,
+        new_head=bool(classes) and base is prepared.base,
+    )
     torch.manual_seed(settings.seed)
     model = make_trainable(model, settings)
     if start is not None and not prepared.trains_model:
@@ -127,6 +135,10 @@ def show_plan(prepared: Prepared, model: nn.Module) -> None:
     )
     passes = plan.steps * plan.batch / len(prepared.examples)
     at_once = f"packs of {plan.micro_tokens:,} tokens" if plan.pack else f"{plan.micro_batch} at once"
+    if prepared.encoder.classes:
+        console.info(
+            f"{len(prepared.encoder.classes):,} labels; rows are padded, not packed: the head reads one at a time"
+        )
     console.info(
         f"plan: {plan.steps:,} steps of {plan.batch} rows ({at_once}), {passes:.1f} passes,"
         f" lr {plan.lr:g} {plan.schedule}"
@@ -138,11 +150,14 @@ def show_plan(prepared: Prepared, model: nn.Module) -> None:
         f" trains {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
     )
     console.info("first example, trained tokens marked:")
-    console.marked(show_example(prepared.examples[0], prepared.encoder.tokenizer))
+    console.marked(show_example(prepared.examples[0], prepared.encoder))
 
 
-def show_example(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
-    """An example as text, cut where trained tokens begin and end."""
+def show_example(example: Example, encoder: Encoder) -> list[tuple[str, bool]]:
+    """An example as text, cut where trained tokens begin and end; of a row of classes the text and its label."""
+    tokenizer = encoder.tokenizer
+    if encoder.classes:
+        return [(tokenizer.decode(example.ids[:-1]), False), (encoder.classes[example.ids[-1]], True)]
     pieces: list[tuple[list[int], bool]] = []
     for token, is_trained in zip(example.ids, example.counted, strict=True):
         if not pieces or pieces[-1][1] != is_trained:
@@ -163,9 +178,13 @@ def tell_course(prepared: Prepared, course: Course, info: dict[str, Any]) -> Non
     if prepared.settings.early_stop:
         info |= {"best_step": kept}
         console.info(f"the held-out loss was lowest after step {kept:,} of {steps:,}: that one is kept")
+    scores = course.scored(kept)
+    info |= {f"valid_{name}": value for name, value in scores.items()}
+    for name, value in scores.items():
+        console.info(f"held-out {name.replace('_f1', '-F1')} {course.scored(0)[name]:.3f} -> {value:.3f}")
     if before is not None and after is not None:
         speed = f"{course.tokens / course.seconds:,.0f} tokens/s"
-        console.info(f"held-out loss {before:.3f} -> {after:.3f} nats per token; {speed}")
+        console.info(f"held-out loss {before:.3f} -> {after:.3f} nats per {'row' if scores else 'token'}; {speed}")
 
 
 def save(prepared: Prepared, model: Any, folder: RunFolder, card: Card, course: Course, info: dict[str, Any]) -> None:
@@ -206,9 +225,10 @@ def make_card(prepared: Prepared, model: nn.Module) -> Card:
         template_fingerprint=template.fingerprint if template else None,
         pattern=data.rows[0].get("pattern"),
         example=example_instruction(data),
-        stop_tokens=encoder.stop_ids,
+        stop_tokens=[] if encoder.classes else encoder.stop_ids,
         stop_strings=list(template.stop) if template else [],
         quantized_sha256=quantized_fingerprints(model),
+        labels=list(encoder.classes),
     )
 
 
@@ -244,4 +264,5 @@ def report(folder: RunFolder, info: dict[str, Any], as_json: bool) -> None:
         sys.stdout.write(json.dumps({"schema": SCHEMA, "path": str(folder.path), **info}) + "\n")
         return
     say_path(folder)
-    console.info("next: ftkit eval --baseline; ftkit merge; ftkit chat")
+    tells = info["settings"]["objective"] == "classify"
+    console.info("next: ftkit eval; ftkit chat" if tells else "next: ftkit eval --baseline; ftkit merge; ftkit chat")

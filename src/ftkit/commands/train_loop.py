@@ -14,9 +14,11 @@ from torch import nn
 from ftkit import console, faults
 from ftkit.commands.train_plan import Prepared
 from ftkit.core.batching import Batch
+from ftkit.core.classes import measure_classes
 from ftkit.core.durations import Rhythm, rhythm_of
 from ftkit.core.generation import generate_batch
-from ftkit.core.loss import mean_loss, summed_loss
+from ftkit.core.loss import mean_loss
+from ftkit.core.objectives import training_objective
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.plan import within_memory
@@ -53,18 +55,24 @@ SPIKE, SPIKE_WINDOW = 2.0, 50
 class Course:
     """What a run has behind it; part of every checkpoint.
 
-    validations: (step, nats per held-out token). events: what was out of the ordinary. seconds: in steps.
+    validations: (step, nats per held-out token). scores: (step, accuracy and the like), of classes only.
+    events: what was out of the ordinary. seconds: in steps.
     """
 
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
     validations: list[tuple[int, float]] = field(default_factory=list)
+    scores: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def validated(self, step: int) -> float | None:
         """The held-out loss after a step, if it was measured."""
         return dict(self.validations).get(step)
+
+    def scored(self, step: int) -> dict[str, float]:
+        """The held-out scores after a step; none where there are no classes."""
+        return dict(self.scores).get(step, {})
 
     @property
     def best_step(self) -> int | None:
@@ -185,9 +193,8 @@ def run_steps(session: Session) -> None:
     """Validate, step, save, until the plan's end or until the held-out loss falls no more."""
     validate(session, 0)
     patience = session.prepared.settings.early_stop
-    steps = train_steps(
-        session.model, session.training, session.prepared.examples, summed_loss, session.prepared.device
-    )
+    objective = training_objective(session.prepared.settings)
+    steps = train_steps(session.model, session.training, session.prepared.examples, objective, session.prepared.device)
     with console.Progress("train", session.training.plan.steps, done=session.step) as progress:
         settle(session)  # a checkpoint may have been written between a step and its validation
         while not session.is_last and not (patience and session.course.is_stale(patience)):
@@ -336,18 +343,23 @@ def validate(session: Session, step: int) -> None:
     if not prepared.valid_examples or course.validated(step) is not None or session.step != step:
         return
 
-    def work(batches: list[Batch]) -> tuple[float, int]:
-        return mean_loss(session.model, polled(batches, session.stop), prepared.device)
+    def work(batches: list[Batch]) -> tuple[float, int, dict[str, float]]:
+        polled_batches, classes = polled(batches, session.stop), prepared.encoder.classes
+        if classes:
+            return measure_classes(session.model, polled_batches, prepared.device, classes)
+        return *mean_loss(session.model, polled_batches, prepared.device), {}
 
-    (loss, counted), used = within_memory(session.training.plan, prepared.valid_examples, work)
+    (loss, counted, scores), used = within_memory(session.training.plan, prepared.valid_examples, work)
     if used != session.training.plan:
         record_event(session, "out of memory on the held-out rows: they went through in smaller micro-batches")
     if not isfinite(loss):
         hint = "look for NaN in the weights of the base, or make --lr smaller"
         raise UserError(f"step {step:,}: the held-out loss is {loss}", ExitCode.DIVERGED, hint=hint)
     samples = {"samples": sample(session)} if prepared.settings.early_stop else {}
-    log(session, {"step": step, "valid_loss": loss, "valid_counted": counted, **samples})
+    named = {f"valid_{name}": value for name, value in scores.items()}
+    log(session, {"step": step, "valid_loss": loss, "valid_counted": counted, **named, **samples})
     course.validations.append((step, loss))
+    course.scores += [(step, scores)] if scores else []
 
 
 @torch.no_grad()
@@ -357,7 +369,7 @@ def sample(session: Session) -> list[str]:
     One by one, so that no row is padded. A lack of memory costs the samples, not the run.
     """
     prepared, model = session.prepared, session.model
-    rows = [row for row in prepared.valid_rows if kind_of(row) != "text"][:SAMPLES]
+    rows = [row for row in prepared.valid_rows if kind_of(row) not in ("text", "classification")][:SAMPLES]
     was_training = model.training
     model.eval()
     try:

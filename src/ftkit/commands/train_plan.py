@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from ftkit import console
-from ftkit.commands.train_rows import Data, make_examples, read_data, rows_sha256, settle_objective, share_of
+from ftkit.commands.train_rows import (
+    Data,
+    classes_of,
+    make_examples,
+    read_data,
+    rows_sha256,
+    settle_objective,
+    share_of,
+)
 from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import auto_micro_batch, auto_micro_tokens, steps_per_epoch
 from ftkit.core.encoding import Encoder, Example
@@ -21,6 +29,7 @@ from ftkit.core.optimizer_memory import optimizer_memory
 from ftkit.core.optimizers import check_optimizer
 from ftkit.core.plan import Plan
 from ftkit.core.settings import TrainSettings
+from ftkit.core.targets import class_head
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import is_staged
 from ftkit.io.base_model import (
@@ -37,6 +46,7 @@ from ftkit.io.base_model import (
     transformers_config,
     weights_sha256,
 )
+from ftkit.io.class_head import pad_token_id, with_classes
 from ftkit.io.devices import dtype_name, pick_device, pick_dtype
 from ftkit.io.quantization import check_quantization
 from ftkit.io.run_lock import NAME as LOCK
@@ -95,10 +105,13 @@ def prepare(settings: TrainSettings) -> Prepared:
     settings = replace(settings, objective=settle_objective(settings, data))
     say_default(settings.init or settings.model)
     base = find_base(settings.init or settings.model, settings.revision)
-    config = config_from_scratch(base) if settings.init else check_base(base)
-    encoder = Encoder(load_tokenizer(base, config.get_text_config().vocab_size), data.template)
+    classes = classes_of(settings, data)
+    config = config_from_scratch(base) if settings.init else check_base(base, for_classes=bool(classes))
+    tokenizer = load_tokenizer(base, config.get_text_config().vocab_size, answers=not classes)
+    config = with_classes(config, classes, pad_token_id(tokenizer)) if classes else config
+    encoder = Encoder(tokenizer, data.template, classes, settings.train_turns)
     rehearsed = rehearse(settings, base, config, dtype)
-    settings = replace(settings, max_length=cap_length(settings.max_length, config))
+    settings = replace(settings, max_length=cap_length(settings.max_length, config, tokenizer if classes else None))
     examples, valid_rows, valid_examples, ledger = make_examples(settings, data, encoder)
     if settings.early_stop and not valid_examples:
         hint = "--valid 0.05, or a file; or leave out --early-stop"
@@ -159,7 +172,9 @@ def rehearse(settings: TrainSettings, base: Base, config: Any, dtype: torch.dtyp
             hint="give the model's own config.json",
         ) from None
     if not settings.init:
-        check_tensors(base, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+        new = class_head(model)
+        old = {name: p for name, p in model.named_parameters() if new is None or not new.holds(name)}
+        check_tensors(base, {name: tuple(parameter.shape) for name, parameter in old.items()})
     with console.quiet_libraries(), torch.device("meta"):
         return make_trainable(model, replace(settings, full=True) if settings.init else settings)
 
@@ -171,9 +186,10 @@ def config_from_scratch(base: Base) -> Any:
     return config
 
 
-def cap_length(asked: int, config: Any) -> int:
-    """--max-length, no longer than the model's context."""
-    context = context_length(config)
+def cap_length(asked: int, config: Any, tokenizer: Any = None) -> int:
+    """--max-length, no longer than the model's context; an encoder's may be longer than its tokenizer allows."""
+    limits = [context_length(config), tokenizer and tokenizer.model_max_length]
+    context: int | None = min(filter(None, limits), default=None)
     if context is not None and asked > context:
         console.info(f"--max-length {asked} is beyond the model's context: rows of up to {context} tokens are trained")
         return context
@@ -204,8 +220,8 @@ def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
-        pack=settings.pack == "on",
-        share_prefix=settings.share_prefix == "on",
+        pack=settings.pack == "on" and settings.objective != "classify",  # its head takes one row for a sequence
+        share_prefix=settings.share_prefix == "on" and not settings.neftune,  # each row has noise of its own
         micro_tokens=tokens,
     )
 

@@ -43,6 +43,8 @@ def result_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("training loss", f"{info['first_loss']:.3f} → {info['last_loss']:.3f} nats per token")]
     if info["valid_loss"] is not None:
         rows.append(("held-out loss", f"{info['valid_loss_before']:.3f} → {info['valid_loss']:.3f} nats per token"))
+    if "valid_accuracy" in info:
+        rows.append(("held-out accuracy", f"{info['valid_accuracy']:.1%}, macro-F1 {info['valid_macro_f1']:.3f}"))
     if "best_step" in info:
         rows.append(("kept", f"step {info['best_step']:,} of {info['steps']:,}: the lowest held-out loss"))
     share = info["trainable"] / info["parameters"]

@@ -1,14 +1,15 @@
 """The rows of `ftkit train`: read, checked, turned into examples, some of them held out."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from ftkit import console
+from ftkit.core.classes import balanced_weights, class_names
 from ftkit.core.encoding import Encoder, Example
-from ftkit.core.examples import Ledger, encode_rows
+from ftkit.core.examples import Ledger, encode_rows, join_documents
 from ftkit.core.holdout import content_hash, hold_out
 from ftkit.core.settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
@@ -39,6 +40,8 @@ def read_data(settings: TrainSettings) -> Data:
         console.warn(f"all {len(file.rows):,} rows are the same")
     given = load_template(settings.template) if settings.template else None
     template = template_of_rows(file.template, given) if file.template else given
+    if file.kind == "classification":
+        template = None  # it shaped rows, not prompts
     return Data(file.source, file.rows, file.places, file.kind, template, rows_sha256(file.rows))
 
 
@@ -48,15 +51,39 @@ def rows_sha256(rows: list[dict[str, Any]]) -> str:
 
 
 def settle_objective(settings: TrainSettings, data: Data) -> Any:
-    """sft or text, by the rows; asking for the one that they are not is a data error."""
-    found = "text" if data.kind == "text" else "sft"
+    """sft, text or classify, by the rows; asking for one that they are not for is a data error."""
+    found = {"text": "text", "classification": "classify"}.get(data.kind, "sft")
+    if settings.class_weights != "none" and found != "classify":
+        hint = "rows of other kinds may have a 'weight' each; or leave --class-weights out"
+        raise UserError(f"--class-weights is for rows with a label; those of {data.source} are for {found}",
+                        ExitCode.DATA, hint=hint)  # fmt: skip
+    if settings.across and found != "text":
+        what = f"--across joins documents; the rows of {data.source} are for {found}"
+        raise UserError(what, ExitCode.DATA, hint='give rows of text: {"text": "..."}')
     if settings.objective not in ("auto", found):
         raise UserError(
             f"--objective {settings.objective}: the rows of {data.source} are for {found}",
             ExitCode.DATA,
-            hint="--objective text takes rows with a text, sft takes prompt and completion, or messages",
+            hint="--objective text takes rows with a text, classify text and label, sft prompt and completion, or messages",
         )
     return found
+
+
+def classes_of(settings: TrainSettings, data: Data) -> tuple[str, ...]:
+    """The labels of rows with a label, at least two; none of other rows."""
+    if data.kind != "classification":
+        return ()
+    if settings.init:
+        hint = "leave --init out: a head for classes goes on a trained model"
+        raise UserError("--init trains models that write, the rows have labels", ExitCode.USAGE, hint=hint)
+    names = class_names(row["label"] for row in data.rows)
+    if len(names) < 2:
+        raise UserError(
+            f"{data.source}: every row has the label '{names[0]}', nothing to learn",
+            ExitCode.DATA,
+            hint="give rows of at least two labels",
+        )
+    return names
 
 
 def make_examples(
@@ -64,7 +91,7 @@ def make_examples(
 ) -> tuple[list[Example], list[dict[str, Any]], list[Example], Ledger]:
     """(examples to train, rows held out, their examples, ledger of all rows)."""
     examples, origin, ledger = encode(settings, encoder, data.rows, data.places)
-    warn_of_losses(data.source, ledger, settings.max_length)
+    warn_of_losses(data.source, ledger, settings)
     if not examples:
         raise UserError(
             f"{data.source}: no row fits into {settings.max_length} tokens with something to learn",
@@ -73,13 +100,42 @@ def make_examples(
         )
     share = share_of(settings.valid)
     if share is None:
-        return examples, *read_held_out(settings, data, encoder), ledger
+        require_every_class(encoder.classes, examples, data.source)
+        return as_trained(settings, examples, origin), *read_held_out(settings, data, encoder), ledger
     kept = sorted(set(origin))  # a long text is one row of many examples, all on one side
     held = {kept[place] for place in hold_out([data.rows[i] for i in kept], share)[1]}
     train, valid = (
         [example for example, i in zip(examples, origin, strict=True) if (i in held) is side] for side in (False, True)
     )
-    return train, [data.rows[i] for i in sorted(held)], valid, ledger
+    of_train = [i for i in origin if i not in held]
+    require_every_class(encoder.classes, train, data.source)
+    held_rows = [data.rows[i] for i in sorted(held)]
+    return as_trained(settings, train, of_train), held_rows, [replace(example, weight=1.0) for example in valid], ledger
+
+
+def require_every_class(names: tuple[str, ...], train: list[Example], source: str) -> None:
+    """A label that only held-out rows have cannot be learned."""
+    trained = {example.ids[-1] for example in train}
+    for number, name in enumerate(names):
+        if number not in trained:
+            raise UserError(
+                f"{source}: no row with the label '{name}' is left to train: all are held out, or too long",
+                ExitCode.DATA,
+                hint="more rows of it, --valid FILE, --valid 0, or a longer --max-length",
+            )
+
+
+def as_trained(settings: TrainSettings, train: list[Example], origin: list[int]) -> list[Example]:
+    """The examples of training: of classes with --class-weights, which multiply the rows' own; of text joined (--across)."""
+    if settings.across:
+        if any(example.weight != 1 for example in train):
+            hint = "leave out --across, or the weights"
+            raise UserError("--across joins documents, so none can have a weight of its own", ExitCode.DATA, hint=hint)
+        return join_documents(train, origin, settings.max_length)
+    if settings.class_weights == "none":
+        return train
+    weights = balanced_weights([example.ids[-1] for example in train])
+    return [replace(e, weight=e.weight * weight) for e, weight in zip(train, weights, strict=True)]
 
 
 def read_held_out(settings: TrainSettings, data: Data, encoder: Encoder) -> tuple[list[dict[str, Any]], list[Example]]:
@@ -93,20 +149,21 @@ def read_held_out(settings: TrainSettings, data: Data, encoder: Encoder) -> tupl
             f"{settings.valid}: {known:,} of {len(rows):,} rows are in the training data too: their loss says little"
         )
     examples, origin, ledger = encode(settings, encoder, rows, places)
-    warn_of_losses(settings.valid, ledger, settings.max_length)
-    return [rows[i] for i in sorted(set(origin))], examples
+    warn_of_losses(settings.valid, ledger, settings)
+    return [rows[i] for i in sorted(set(origin))], [replace(example, weight=1.0) for example in examples]
 
 
-def warn_of_losses(source: str, ledger: Ledger, max_length: int) -> None:
+def warn_of_losses(source: str, ledger: Ledger, settings: TrainSettings) -> None:
     """Rows that are not used as they stand are said and counted, never silent."""
     fates = [f"{ledger.dropped:,} dropped"] if ledger.dropped else []
-    fates += [f"{ledger.truncated:,} cut, so without a trained stop"] if ledger.truncated else []
+    stop = "" if settings.objective == "classify" else ", so without a trained stop"
+    fates += [f"{ledger.truncated:,} cut{stop}"] if ledger.truncated else []
     if fates:
         console.warn(
-            f"{source}: of {ledger.rows:,} rows, beyond {max_length} tokens: {', '.join(fates)}"
+            f"{source}: of {ledger.rows:,} rows, beyond {settings.max_length} tokens: {', '.join(fates)}"
             f" ({ledger.lost_tokens:,} answer tokens lost)"
         )
-    if ledger.untrained_turns:
+    if ledger.untrained_turns and settings.train_turns == "all":
         why = "they begin the conversation, or the chat template changes them once others follow"
         console.warn(f"{source}: {ledger.untrained_turns:,} assistant turns are context only: {why}")
 

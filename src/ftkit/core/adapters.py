@@ -9,14 +9,16 @@ from torch import nn
 
 from ftkit.core.lora_forward import speed_up_lora
 from ftkit.core.settings import ModelSettings
-from ftkit.core.targets import linear_layers, resolve_targets
+from ftkit.core.targets import class_head, linear_layers, resolve_targets
 from ftkit.errors import ExitCode, UserError
+from ftkit.libraries import import_bitsandbytes
 
 
 def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
     """The model with what the method trains set free: every weight (full), or a new adapter on the targets.
 
-    Adapter weights are float32 whatever the base is; B is zero, so the model is unchanged at first.
+    Adapter weights are float32 whatever the base is; B is zero, so the model is unchanged at first. A new head for
+    classes is trained in full beside the adapter.
     """
     if settings.method == "full":
         model.requires_grad_(True)
@@ -29,16 +31,21 @@ def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
 
 def attach_adapter(model: nn.Module, settings: ModelSettings) -> nn.Module:
     """PEFT's LoRA on the layers that `--targets` means, with our forward pass."""
+    import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     targets = resolve_targets(model, settings.targets)
     check_rank(model, targets, settings.r)
+    head = class_head(model)
+    if head is not None:
+        head.widen()
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if head is None else "SEQ_CLS",
+        modules_to_save=None if head is None else head.names,
         bias="none",
     )
     tuned = get_peft_model(model, config)

@@ -1,8 +1,9 @@
 """Examples -> micro-batches, packed or padded, in an order that only the seed decides."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,9 +29,12 @@ class Batch:
     counted: int64 (N,), positions in the flattened input_ids whose next token is trained.
     labels: int64 (N,), those next tokens.
     tokens: tokens in the rows: pads left out, shared ones as often as they occur.
+    lengths: positions of each row, pads left out; in a pack of each segment, which is a row where nothing is shared.
 
     A packed one is a single sequence, input_ids (1, T), with all rows in it:
     position_ids: int64 (1, T), where each token stands in its row. layout: which tokens may look at which.
+
+    Where rows have weights, weights: float32 (N,), of each counted token. weight_sum: their sum, known without the device.
     """
 
     input_ids: Tensor
@@ -39,6 +43,14 @@ class Batch:
     tokens: int
     position_ids: Tensor | None = None
     layout: Layout | None = None
+    weights: Tensor | None = None
+    weight_sum: float = 0.0
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def divisor(self) -> float:
+        """What the summed loss is divided by for its mean: the weights of the counted tokens, or their number."""
+        return self.counted.numel() if self.weights is None else self.weight_sum
 
     @property
     def packing(self) -> dict[str, Any]:
@@ -49,11 +61,9 @@ class Batch:
         """The same batch on a device; copies do not wait for the GPU."""
         if self.input_ids.device.type == device:
             return self
-        ids, counted, labels = (t.to(device, non_blocking=True) for t in (self.input_ids, self.counted, self.labels))
-        positions = self.position_ids
-        if positions is not None:
-            positions = positions.to(device, non_blocking=True)
-        return Batch(ids, counted, labels, self.tokens, positions, self.layout)
+        names = ("input_ids", "counted", "labels", "position_ids", "weights")
+        tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
@@ -62,18 +72,29 @@ def make_batch(examples: Sequence[Example]) -> Batch:
     input_ids = torch.full((len(examples), longest), PAD_ID, dtype=torch.int64)
     counted: list[int] = []
     labels: list[int] = []
+    weights: list[float] = []
     for row, example in enumerate(examples):
         input_ids[row, : len(example.ids) - 1] = torch.tensor(example.ids[:-1], dtype=torch.int64)
         for place in range(1, len(example.ids)):
             if example.counted[place]:
                 counted.append(row * longest + place - 1)
                 labels.append(example.ids[place])
+                weights.append(example.weight)
     return Batch(
         input_ids,
         torch.tensor(counted, dtype=torch.int64),
         torch.tensor(labels, dtype=torch.int64),
         sum(len(e.ids) for e in examples),
+        lengths=tuple(len(e.ids) - 1 for e in examples),
+        **as_weights(weights),
     )
+
+
+def as_weights(weights: Sequence[float]) -> dict[str, Any]:
+    """The weights of counted tokens as a batch holds them; nothing where all are 1."""
+    if all(weight == 1 for weight in weights):
+        return {}
+    return {"weights": torch.tensor(weights, dtype=torch.float32), "weight_sum": math.fsum(weights)}
 
 
 def micro_batches(examples: Sequence[Example], rows: int) -> list[Batch]:
@@ -99,6 +120,8 @@ def pack_to_batch(pack: Pack) -> Batch:
         pack.tokens,
         torch.tensor([pack.positions], dtype=torch.int64),
         make_layout(pack.segments),
+        lengths=tuple(segment.length for segment in pack.segments),
+        **as_weights(pack.weights),
     )
 
 

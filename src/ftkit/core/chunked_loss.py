@@ -8,6 +8,7 @@ Legend: N counted tokens, n of a chunk, D width, V vocabulary.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ def chunk_size(vocabulary: int) -> int:
     return max(SMALLEST_CHUNK, CHUNK_LOGITS // vocabulary)
 
 
-def loss_in_chunks(model: Any, hidden: Tensor, labels: Tensor, size: int) -> Tensor:
-    """Summed next-token loss () in nats: hidden (N, D) of the model's body at counted positions, labels int64 (N,).
+def loss_in_chunks(model: Any, hidden: Tensor, targets: "Targets", size: int) -> Tensor:
+    """Summed next-token loss () in nats: hidden (N, D) of the model's body at counted positions.
 
     Where nothing is trained behind the body, the gradient of `hidden` is all that the backward pass needs: it is computed
     chunk by chunk on the way, and neither logits nor their gradients are kept. Else chunks are computed again in the
@@ -37,25 +38,46 @@ def loss_in_chunks(model: Any, hidden: Tensor, labels: Tensor, size: int) -> Ten
     causal = causal_model(model)
     body = set(causal.get_decoder().parameters())
 
-    def nats(rows: Tensor, chosen: Tensor) -> Tensor:
-        return summed_nats(logits_of_rows(causal, rows), chosen)
+    def nats(rows: Tensor, chosen: Targets) -> Tensor:
+        return chosen.nats(logits_of_rows(causal, rows))
 
-    pairs = zip(torch.split(hidden, size), torch.split(labels, size), strict=True)
+    pairs = zip(torch.split(hidden, size), targets.split(size), strict=True)
     head_learns = any(p.requires_grad and p not in body for p in causal.parameters()) or tied_head_learns(causal)
     if not torch.is_grad_enabled():
         return torch.stack([nats(rows, chosen) for rows, chosen in pairs]).sum()
     if head_learns or not hidden.requires_grad:
         return torch.stack([checkpoint(nats, rows, chosen, use_reentrant=False) for rows, chosen in pairs]).sum()
-    loss: Tensor = GradientOnTheWay.apply(hidden, labels, nats, size)  # type: ignore[no-untyped-call]
+    loss: Tensor = GradientOnTheWay.apply(hidden, targets, nats, size)  # type: ignore[no-untyped-call]
     return loss
 
 
-def summed_nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of -log p(label): logits (n, V), labels (n,) -> (), in float32 at least."""
-    if logits.device.type == "cpu":
-        loss: Tensor = NatsInCache.apply(logits, labels)  # type: ignore[no-untyped-call]
-        return loss
-    return F.cross_entropy(logits.to(wide_format(logits)), labels, reduction="sum")
+@dataclass(frozen=True)
+class Targets:
+    """What counted positions should say: labels int64 (n,), and what each counts, weights float32 (n,); None: each 1.
+
+    smoothing: share s of a label's probability that goes to all V tokens evenly, so that the loss of a position is
+    (1 - s) * -log p(label) + s * mean over V of -log p (arXiv:1512.00567, section 7).
+    """
+
+    labels: Tensor
+    weights: Tensor | None = None
+    smoothing: float = 0.0
+
+    def split(self, size: int) -> "list[Targets]":
+        """The same in chunks of `size` positions."""
+        labels = torch.split(self.labels, size)
+        weights = [None] * len(labels) if self.weights is None else torch.split(self.weights, size)
+        return [Targets(*pair, self.smoothing) for pair in zip(labels, weights, strict=True)]
+
+    def nats(self, logits: Tensor) -> Tensor:
+        """The summed loss of logits (n, V) -> (), in float32 at least."""
+        if logits.device.type == "cpu":
+            loss: Tensor = NatsInCache.apply(logits, self)  # type: ignore[no-untyped-call]
+            return loss
+        losses = F.cross_entropy(
+            logits.to(wide_format(logits)), self.labels, reduction="none", label_smoothing=self.smoothing
+        )
+        return (losses if self.weights is None else losses * self.weights).sum()
 
 
 def wide_format(logits: Tensor) -> torch.dtype:
@@ -66,28 +88,39 @@ def wide_format(logits: Tensor) -> torch.dtype:
 class NatsInCache(torch.autograd.Function):
     """Cross-entropy, summed, a few rows at a time, so that float32 copies of logits stay in a CPU's cache.
 
-    The gradient of a row is softmax(logits) - onehot(label); the softmax is computed again from the logits' own format.
+    The gradient of a row is softmax(logits) - (1 - s) onehot(label) - s / V, times its weight, so it is made of the
+    softmax that the loss needs anyway.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits (n, V), labels (n,) -> () in nats."""
-        wide = wide_format(logits)
-        normalisers = torch.cat([rows.to(wide).logsumexp(-1) for rows in torch.split(logits, rows_in_cache(logits))])
-        ctx.save_for_backward(logits, labels, normalisers)
-        return (normalisers - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).sum()
+    def forward(ctx: Any, logits: Tensor, targets: Targets) -> Tensor:
+        """logits (n, V) -> () in nats; keeps the gradient, (n, V) in the logits' format."""
+        wide, size, smoothing = wide_format(logits), rows_in_cache(logits), targets.smoothing
+        gradient = torch.empty_like(logits)
+        losses = []
+        parts = (torch.split(part, size) for part in (logits, gradient))
+        for rows, place, target in zip(*parts, targets.split(size), strict=True):
+            found, chosen = torch.softmax(rows, dim=-1, dtype=wide), target.labels.unsqueeze(1)
+            # the label's own probability may be too small for the format, that of the likeliest token is not
+            normalisers = rows.amax(dim=-1).to(wide) - found.amax(dim=-1).log()
+            expected = rows.gather(1, chosen).squeeze(1).to(wide)
+            found.scatter_add_(1, chosen, found.new_full(chosen.shape, smoothing - 1))
+            if smoothing:
+                expected = (1 - smoothing) * expected + smoothing * rows.mean(dim=-1, dtype=wide)
+                found -= smoothing / found.shape[1]
+            nats = normalisers - expected
+            if target.weights is not None:
+                nats, found = nats * target.weights, found * target.weights.unsqueeze(1)
+            losses.append(nats.sum())
+            place.copy_(found)
+        ctx.save_for_backward(gradient)
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         """(n, V) in the logits' format."""
-        logits, labels, normalisers = ctx.saved_tensors
-        gradient, size = torch.empty_like(logits), rows_in_cache(logits)
-        parts = (torch.split(tensor, size) for tensor in (logits, labels, normalisers, gradient))
-        for rows, chosen, normaliser, place in zip(*parts, strict=True):
-            found = (rows - normaliser.unsqueeze(1)).exp_()  # softmax, in the wide format
-            found[torch.arange(len(rows)), chosen] -= 1
-            place.copy_(found.mul_(upstream[0]))
-        return gradient, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0].to(gradient.dtype), None
 
 
 def rows_in_cache(logits: Tensor) -> int:
@@ -100,13 +133,13 @@ class GradientOnTheWay(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, labels: Tensor, nats: Callable[[Tensor, Tensor], Tensor], size: int
+        ctx: Any, hidden: Tensor, targets: Targets, nats: Callable[[Tensor, Targets], Tensor], size: int
     ) -> Tensor:
         """() in nats; keeps the gradient, (N, D) in the format of `hidden`."""
         gradient = torch.empty_like(hidden)
         losses = []
-        parts = (torch.split(tensor, size) for tensor in (hidden, labels, gradient))
-        for rows, chosen, place in zip(*parts, strict=True):
+        parts = (torch.split(tensor, size) for tensor in (hidden, gradient))
+        for rows, place, chosen in zip(*parts, targets.split(size), strict=True):
             with torch.enable_grad():
                 leaf = rows.detach().requires_grad_()
                 loss = nats(leaf, chosen)

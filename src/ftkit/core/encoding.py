@@ -4,11 +4,11 @@ The prompt's ids in training are exactly the ids that inference feeds: ids = enc
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
-from ftkit.errors import ExitCode, UserError
+from ftkit.errors import ExitCode, UserError, did_you_mean
 from ftkit.io.records import kind_of
 from ftkit.io.template import Template
 
@@ -21,29 +21,42 @@ BROKEN = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row as the model sees it: ids, and for each id whether it is trained (counted in the loss)."""
+    """One row as the model sees it: ids, and for each id whether it is trained (counted in the loss).
+
+    weight: of each of its counted tokens in the loss.
+    """
 
     ids: list[int]
     counted: list[bool]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A tokenizer with the template of the rows: turns rows into examples and prompts into ids.
 
-    `template` is needed for rows of messages; without one, the tokenizer's own chat template renders them.
+    `template` is needed for rows of messages; without one, the tokenizer's own chat template renders them. `classes`: the
+    labels of a model with a head for them, in the order of its logits. `turns`: which of a conversation's assistant turns
+    are trained, all or the last.
     """
 
     tokenizer: Any
     template: Template | None = None
+    classes: tuple[str, ...] = ()
+    turns: str = "all"
 
     @cached_property
     def start_ids(self) -> list[int]:
         """What the tokenizer puts in front of a text: one BOS for most Llamas, nothing for GPT-2."""
-        with_start = self.tokenizer("a").input_ids
+        return self._around[0]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of a text, and behind it."""
+        whole = self.tokenizer("a").input_ids
         bare = self.tokenizer("a", add_special_tokens=False).input_ids
-        at = next(i for i in range(len(with_start)) if with_start[i : i + len(bare)] == bare)
-        return list(with_start[:at])
+        at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        return list(whole[:at]), list(whole[at + len(bare) :])
 
     @cached_property
     def has_dummy_prefix(self) -> bool:
@@ -108,15 +121,37 @@ class Encoder:
 
     def example(self, row: dict[str, Any]) -> Example:
         """The row with its trained tokens marked; its last trained token is a stop token."""
+        example = self._unweighted(row)
+        return replace(example, weight=float(row["weight"])) if "weight" in row else example
+
+    def _unweighted(self, row: dict[str, Any]) -> Example:
         kind = kind_of(row)
         if kind == "messages":
-            return self._chat_pieces(row["messages"], answer=True)
+            example = self._chat_pieces(row["messages"], answer=True)
+            return last_turn(example) if self.turns == "last" else example
+        if kind == "classification":
+            ids = self.class_ids(row["text"])
+            return Example([*ids, self.class_number(row["label"])], [False] * len(ids) + [True])
         if kind == "text":
             ids = [*self.start_ids, *self.encode(row["text"]), self.tokenizer.eos_token_id]
             return Example(ids, [True] * len(ids))
         prompt = self.prompt_ids(row["prompt"])
         answer = [*self.encode(row["completion"], after_text=bool(row["prompt"])), self.tokenizer.eos_token_id]
         return Example(prompt + answer, [False] * len(prompt) + [True] * len(answer))
+
+    def class_ids(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of a text as a head for classes is fed it, between the tokenizer's start and end; at most `most` of them."""
+        start, end = self._around
+        ids = [*start, *self.encode(text), *end]
+        return ids if most is None or len(ids) <= most else [*ids[: most - len(end)], *end]
+
+    def class_number(self, label: str | int) -> int:
+        """The number of a label; one that no training row had is a data error."""
+        if str(label) in self.classes:
+            return self.classes.index(str(label))
+        known = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
+        hint = f"{did_you_mean(str(label), list(self.classes))}the labels are {known}"
+        raise UserError(f"no training row has the label '{label}'", ExitCode.DATA, hint=hint)
 
     def render(self, messages: list[dict[str, Any]], *, generate: bool) -> str:
         """A conversation as one text, by the template or the tokenizer's own."""
@@ -212,6 +247,15 @@ class Encoder:
             plain = special_tokens(self.tokenizer)[int(piece)] if is_marked else piece
             ids += self.encode(plain, specials=not is_marked, after_text=after_text or place > 0)
         return ids
+
+
+def last_turn(example: Example) -> Example:
+    """The example with only its last stretch of counted tokens."""
+    end = len(example.counted) - next((at for at, counts in enumerate(reversed(example.counted)) if counts), 0)
+    start = end
+    while start and example.counted[start - 1]:
+        start -= 1
+    return replace(example, counted=[start <= at < end for at in range(len(example.ids))])
 
 
 @lru_cache(maxsize=8)

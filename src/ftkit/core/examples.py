@@ -1,7 +1,7 @@
 """Rows -> examples no longer than the model may see, with a ledger of what was dropped or cut."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -45,11 +45,16 @@ def encode_rows(
         total += 1
         faults.point("tokenise")
         example, is_text = checked_example(encoder, row, place), kind_of(row) == "text"
-        pieces = fit(example, max_length, overlength, is_text=is_text)
+        limit = max_length + (kind_of(row) == "classification")  # a class is one more id, which is not fed
+        if len(example.ids) > limit > max_length and overlength == "truncate":
+            ids = encoder.class_ids(row["text"], max_length)
+            pieces = [replace(example, ids=[*ids, example.ids[-1]], counted=[False] * len(ids) + [True])]
+        else:
+            pieces = fit(example, limit, overlength, is_text=is_text)
         kept = sum(sum(piece.counted) for piece in pieces)
         lost += sum(example.counted) - kept if not is_text else 0
         dropped += not pieces
-        truncated += bool(pieces) and len(example.ids) > max_length and not is_text
+        truncated += bool(pieces) and len(example.ids) > limit and not is_text
         untrained += untrained_turns(row, example)
         examples += pieces
         origin += [number] * len(pieces)
@@ -76,11 +81,32 @@ def fit(example: Example, max_length: int, overlength: str, *, is_text: bool) ->
         return [example] if any(example.counted[1:]) else []
     if is_text:
         cuts = range(0, len(example.ids) - 1, max_length - 1)
-        return [Example(example.ids[at : at + max_length], example.counted[at : at + max_length]) for at in cuts]
+        return [part_of(example, at, at + max_length) for at in cuts]
     if overlength == "truncate":
-        cut = Example(example.ids[:max_length], example.counted[:max_length])
+        cut = part_of(example, 0, max_length)
         return [cut] if any(cut.counted[1:]) else []
     return []
+
+
+def join_documents(pieces: Sequence[Example], origin: Sequence[int], max_length: int) -> list[Example]:
+    """Pieces of plain texts, in order, as one stream cut into rows of max_length: attention then crosses documents.
+
+    origin: the text that each piece is of. The same tokens are counted as without joining: the first of a document never.
+    """
+    ids: list[int] = []
+    counted: list[bool] = []
+    before = None
+    for piece, number in zip(pieces, origin, strict=True):
+        begins = number != before
+        ids += piece.ids if begins else piece.ids[1:]  # a piece begins with the last token of the one before
+        counted += [False, *piece.counted[1:]] if begins else piece.counted[1:]
+        before = number
+    return fit(Example(ids, counted), max_length, "drop", is_text=True)
+
+
+def part_of(example: Example, start: int, end: int) -> Example:
+    """The tokens from start to end."""
+    return replace(example, ids=example.ids[start:end], counted=example.counted[start:end])
 
 
 def checked_example(encoder: Encoder, row: dict[str, Any], place: str) -> Example:
@@ -96,6 +122,8 @@ def checked_example(encoder: Encoder, row: dict[str, Any], place: str) -> Exampl
             ExitCode.MODEL,
             hint="take bos_token out of the template",
         )
+    if kind_of(row) == "classification":
+        return example
     trained = [token for token, is_trained in zip(example.ids, example.counted, strict=True) if is_trained]
     if not trained:
         raise UserError(

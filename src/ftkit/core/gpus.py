@@ -13,6 +13,7 @@ other card is an assumption, from the 300 to 600 MiB that are reported.
 import re
 from dataclasses import dataclass
 
+from ftkit.core.byte_sizes import byte_size
 from ftkit.core.caching_allocator import GIB, MIB
 from ftkit.errors import ExitCode, UserError, did_you_mean
 
@@ -72,8 +73,6 @@ GPUS: dict[str, Gpu] = {
 }
 ALIASES = {"rtx3090": "3090", "rtx4090": "4090", "a10g": "a10", "a10040": "a100-40", "a10040gb": "a100-40",
            "a10080": "a100-80", "a10080gb": "a100-80", "h10080": "h100", "h10080gb": "h100"}  # fmt: skip
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb|g|mib|mb|m)", re.IGNORECASE)
-UNITS = {"gib": GIB, "gb": 10**9, "g": 10**9, "mib": MIB, "mb": 10**6, "m": 10**6}
 
 
 def find_gpu(text: str, flag: str = "--gpu") -> Gpu:
@@ -81,9 +80,8 @@ def find_gpu(text: str, flag: str = "--gpu") -> Gpu:
 
     Raises UserError (usage) for anything else, with the nearest name.
     """
-    size = SIZE.fullmatch(text.strip())
-    if size:
-        usable = int(float(size[1]) * UNITS[size[2].lower()])
+    usable = byte_size(text)
+    if usable is not None:
         if usable <= 0:
             raise UserError(f"{flag} {text}: a card without memory", ExitCode.USAGE, hint=f"for example {flag} 24GB")
         return Gpu(f"a card of {text.strip()}", usable, None)

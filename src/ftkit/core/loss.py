@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ftkit.core.batching import Batch
-from ftkit.core.chunked_loss import chunk_size, counted_hidden, loss_in_chunks, summed_nats
+from ftkit.core.chunked_loss import Targets, chunk_size, counted_hidden, loss_in_chunks
 from ftkit.core.packed_attention import attends_in_packs
 from ftkit.core.tree_attention import Layout
 
 
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum of -log p(counted token | tokens before it), () in nats; divide by batch.counted.numel() for the mean.
+def summed_loss(model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
+    """Sum of -log p(counted token | tokens before it), () in nats; divide by batch.divisor for the mean.
 
-    float32, or float64 for a float64 model.
+    Each token counts times its weight. smoothing: see `Targets`. float32, or float64 for a float64 model.
     """
+    targets = Targets(batch.labels, batch.weights, smoothing)
     head = model.get_output_embeddings()  # type: ignore[operator]
     size = chunk_size(getattr(head, "out_features", 0) or batch.labels.numel())
     if batch.counted.numel() > size:
@@ -29,8 +30,8 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
             model, batch.counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing)
         )
         if hidden is not None:
-            return loss_in_chunks(model, hidden, batch.labels, size)
-    return summed_nats(counted_logits(model, batch.input_ids, batch.counted, **batch.packing), batch.labels)
+            return loss_in_chunks(model, hidden, targets, size)
+    return targets.nats(counted_logits(model, batch.input_ids, batch.counted, **batch.packing))
 
 
 def counted_logits(

@@ -1,13 +1,15 @@
 """What becomes of each tensor of the base in a merge, decided before any weight is read."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ftkit.core.checkpoint_names import parameter_names
+from ftkit.core.checkpoint_names import Piece, joined_names, parameter_names
+from ftkit.core.layer_merging import PeftLayers, Update, merged_by_peft, merged_piece
 from ftkit.core.merging import adapter_rank, adapter_scale
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, Pair, Rows
@@ -23,7 +25,7 @@ class Step:
 
     replaced_by: a whole tensor of the adapter. quantised: name of the layer that training saw quantised (its values
     become those). pair, scale: the update that is added. transposed: the weight lies as (in, out). bias: what is
-    added to a bias, times `scale`. rows: of an embedding, replaced by trained ones.
+    added to a bias, times `scale`. update: what PEFT makes of the values. rows: of an embedding, replaced by trained ones.
     dtype: of the result, as safetensors names it.
     """
 
@@ -36,17 +38,18 @@ class Step:
     scale: float = 0.0
     transposed: bool = False
     bias: TensorPlace | None = None
+    update: Update | None = None
     rows: Rows | None = None
 
     @property
     def changes(self) -> bool:
         """True if values, not only their format, may become others."""
-        return any((self.replaced_by, self.quantised, self.pair, self.bias, self.rows))
+        return any((self.replaced_by, self.quantised, self.pair, self.bias, self.update, self.rows))
 
     @property
     def result(self) -> NewTensor:
         """The tensor that is written."""
-        return NewTensor(self.name, self.dtype, self.place.shape)
+        return NewTensor(self.name, self.dtype, (self.replaced_by or self.place).shape)
 
 
 def plan_merge(
@@ -54,6 +57,7 @@ def plan_merge(
     layout: Mapping[str, TensorPlace],
     adapter: Adapter,
     *,
+    by_peft: PeftLayers,
     quantised: Collection[str] = (),
     dtype: str | None = None,
     ties: Mapping[str, str],
@@ -61,7 +65,7 @@ def plan_merge(
 ) -> list[Step]:
     """A step for every tensor of the result, by name: those of the base's files, and what `untie` makes of a tied one.
 
-    model: the base on the meta device. quantised: layers to take as training saw them. dtype: of the result as
+    model: the base on the meta device, with the adapter's vocabulary (`trained_vocabulary`). by_peft: what PEFT merges itself. quantised: layers to take as training saw them. dtype: of the result as
     safetensors names it; None keeps each tensor's. ties: parameters that are one tensor
     with another (`tied_parameters`). untie: where the adapter breaks a tie, each side gets a tensor of its own;
     otherwise that is refused. Trained rows of tied embeddings keep the tie, as PEFT trains them. Whatever does not
@@ -69,15 +73,23 @@ def plan_merge(
     """
     parameters = parameter_names(model, layout)
     if untie:
-        layout, parameters = untied(changed_ties(adapter, ties), layout, parameters)
+        layout, parameters = untied(changed_ties(adapter, by_peft, ties), layout, parameters)
     kept = {} if untie else {**{source: target for target, source in ties.items()}, **ties}
     kept = {name: other for name, other in kept.items() if name.removesuffix(".weight") not in adapter.rows}
     owners: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
         owners.setdefault(parameter, []).append(name)
-    changes = find_changes(
-        model, layout, adapter, quantised, lambda parameter: owner_of(parameter, owners, model, kept)
-    )
+
+    def owner(parameter: str) -> str:
+        return owner_of(parameter, owners, model, kept)
+
+    changes = find_changes(model, layout, adapter, quantised, owner)
+    for name, parameter in parameters.items():
+        if "replaced_by" not in changes.get(name, {}):
+            check_size(parameter, layout[name].shape, tuple(model.state_dict()[parameter].shape))
+    pieces = joined_names(model, layout) if by_peft else {}
+    for name, update in updates_by_peft(by_peft, pieces, owner):
+        changes.setdefault(name, {})["update"] = update
     return [
         Step(
             name,
@@ -89,6 +101,19 @@ def plan_merge(
     ]
 
 
+def updates_by_peft(
+    by_peft: PeftLayers, pieces: Mapping[str, Piece], owner: Callable[[str], str]
+) -> Iterator[tuple[str, Update]]:
+    """(tensor, its update) of all that PEFT's layers change; pieces: tensors that loading joins."""
+    joined = {piece.parameter for piece in pieces.values()}
+    for parameter, layers in by_peft.items():
+        if parameter not in joined:
+            yield owner(parameter), partial(merged_by_peft, layers, parameter.rpartition(".")[2])
+    for name, piece in pieces.items():
+        if piece.parameter in by_peft:
+            yield name, partial(merged_piece, by_peft[piece.parameter], piece)
+
+
 def find_changes(
     model: Any,
     layout: Mapping[str, TensorPlace],
@@ -98,25 +123,27 @@ def find_changes(
 ) -> dict[str, dict[str, Any]]:
     """Tensor name -> what is done to it, as fields of its step; shapes are checked. owner: of a parameter, its tensor."""
     changes: dict[str, dict[str, Any]] = {}
+    shapes = {name: place.shape for name, place in layout.items()}
     for parameter, place in adapter.saved.items():
         name = owner(parameter)
-        check_shape(parameter, layout[name].shape, place.shape)
+        check_shape(parameter, tuple(model.state_dict()[parameter].shape), place.shape)
         changes.setdefault(name, {})["replaced_by"] = place
+        shapes[name] = place.shape
     for layer in quantised:
         transposed = is_transposed(layer, find_layer(layer, model))
         changes.setdefault(owner(f"{layer}.weight"), {}).update(quantised=layer, transposed=transposed)
     for layer, pair in adapter.pairs.items():
         update = plan_update(layer, pair, adapter.config, model)
         name, shape = owner(f"{layer}.weight"), (pair.b.shape[0], pair.a.shape[1])
-        check_shape(layer, layout[name].shape, shape[::-1] if update["transposed"] else shape)
+        check_shape(layer, shapes[name], shape[::-1] if update["transposed"] else shape)
         changes.setdefault(name, {}).update(update)
         if pair.bias is not None:
             name = owner(bias_of(layer, model))
-            check_shape(f"{layer}.bias", layout[name].shape, pair.bias.shape)
+            check_shape(f"{layer}.bias", shapes[name], pair.bias.shape)
             changes.setdefault(name, {}).update(bias=pair.bias, scale=update["scale"])
     for layer, rows in adapter.rows.items():
         name = owner(f"{layer}.weight")
-        check_rows(layer, rows, layout[name].shape)
+        check_rows(layer, rows, shapes[name])
         changes.setdefault(name, {})["rows"] = rows
     return changes
 
@@ -184,9 +211,9 @@ def tied_parameters(model: Any) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def changed_ties(adapter: Adapter, ties: Mapping[str, str]) -> dict[str, str]:
+def changed_ties(adapter: Adapter, by_peft: PeftLayers, ties: Mapping[str, str]) -> dict[str, str]:
     """Those ties that an adapter breaks, because it changes one side, or each side in its own way."""
-    changed = {*adapter.saved, *(f"{layer}.weight" for layer in adapter.pairs)}
+    changed = {*adapter.saved, *(f"{layer}.weight" for layer in adapter.pairs), *by_peft}
     return {name: source for name, source in ties.items() if name in changed or source in changed}
 
 
@@ -209,6 +236,25 @@ def bias_of(layer: str, model: Any) -> str:
         what = f"the adapter has a bias for '{layer}', which has none in the base: it can only be used unmerged"
         raise UserError(what, ExitCode.MODEL, hint="train without lora_bias")
     return f"{layer}.bias"
+
+
+def trained_vocabulary(adapter: Adapter, model: Any) -> int | None:
+    """Rows of the embeddings or the head in the adapter, where training made them more or fewer than the base's."""
+    resizable = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer]
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in adapter.saved and any(parameter is weight for weight in resizable):
+            rows, *width = adapter.saved[name].shape
+            if rows != parameter.shape[0] and tuple(width) == tuple(parameter.shape[1:]):
+                return rows
+    return None
+
+
+def check_size(parameter: str, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Exit 4 for a tensor of the base that another vocabulary would resize, and that the adapter does not replace."""
+    if given != expected:
+        what = f"the adapter's vocabulary makes '{parameter}' {list(expected)}, but it holds none: the base's is"
+        hint = "save it along in training: modules_to_save, or save_embedding_layers of PEFT's save_pretrained"
+        raise UserError(f"{what} {list(given)}", ExitCode.MODEL, hint=hint)
 
 
 def check_rows(layer: str, rows: Rows, shape: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VALUES_AT_ONCE = 1 << 22
+VALUES_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,25 @@ def delta(update: LowRank) -> Tensor:
 
     The product is made whole and scaled afterwards, as PEFT does: equal to PEFT's to the last bit.
     """
+    return unscaled_delta(update).mul_(update.scale)
+
+
+def unscaled_delta(update: LowRank) -> Tensor:
+    """B A in float32, lying as the base's weight does."""
     product = update.b.float() @ update.a.float()
-    if update.transposed:
-        product = product.T.contiguous()
-    return product.mul_(update.scale)
+    return product.T.contiguous() if update.transposed else product
 
 
 def apply_delta(weight: Tensor, update: LowRank) -> Tensor:
     """weight + delta (DoRA: brought to its magnitudes), float32, not yet rounded.
 
     weight: any floating-point format; it is left as it is.
-    Added in parts: torch would make a float32 copy of the whole of a 16-bit weight.
+    Scaled and added in parts that fit into a processor's cache; of a whole 16-bit weight torch would make a float32 copy.
     """
-    merged = delta(update)
+    merged = unscaled_delta(update)
     rows = max(1, VALUES_AT_ONCE // max(1, weight[:1].numel()))
     for part, own in zip(torch.split(merged, rows), torch.split(weight, rows), strict=True):
-        part.add_(own)
+        part.mul_(update.scale).add_(own)
     return merged if update.magnitude is None else with_magnitude(merged, update.magnitude, update.transposed)
 
 

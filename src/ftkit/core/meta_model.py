@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from ftkit.io.class_head import CLASSES, ClassHead
 
 BLOCK = 64  # values per scale of a 4-bit weight
 SCALES_BLOCK = 256  # scales per second-level scale (double quantisation, arXiv:2305.14314, section 3)
@@ -22,15 +30,19 @@ def build_meta_model(
     quantization: BitsAndBytesConfig | None = None,
     attention: str | None = None,
 ) -> PreTrainedModel:
-    """The causal language model of a config on meta, frozen, as from_pretrained would give it on a device.
+    """The model of a config on meta, with a head for words or for classes, frozen, as from_pretrained would give it.
 
     dtype: of the weights that are not quantised. quantization: what from_pretrained would be given.
     attention: an implementation of transformers; None for the one it picks itself. The config is copied.
     """
     own = type(config).from_dict(config.to_dict())
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
+        has_classes = getattr(own, "problem_type", None) == CLASSES
+        kind = AutoModelForSequenceClassification if has_classes else AutoModelForCausalLM
+        model = kind.from_config(own, dtype=dtype, attn_implementation=attention)
         if quantization is not None:
+            if has_classes:
+                quantization.llm_int8_skip_modules = ClassHead(model).names
             quantise(model, quantization, dtype)
     model.requires_grad_(False)
     return model

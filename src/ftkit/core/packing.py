@@ -29,7 +29,8 @@ class Segment:
 class Pack:
     """One sequence of T tokens: ids and positions (T), its segments in order, and where tokens are counted.
 
-    counted: places in the sequence whose next token is trained, once for each row that trains it; labels: those tokens.
+    counted: places in the sequence whose next token is trained, once for each row that trains it; labels: those tokens;
+    weights: what each counts in the loss.
     tokens: tokens of the rows, shared ones as often as they occur.
     """
 
@@ -38,6 +39,7 @@ class Pack:
     segments: list[Segment]
     counted: list[int]
     labels: list[int]
+    weights: list[float]
     tokens: int
 
 
@@ -50,6 +52,7 @@ class Builder:
     segments: list[Segment] = field(default_factory=list)
     counted: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     tokens: int = 0
 
     def add_segment(self, tokens: Sequence[int], depth: int, parent: int) -> int:
@@ -66,6 +69,7 @@ class Builder:
             if example.counted[at]:
                 self.counted.append(places[at - 1])
                 self.labels.append(example.ids[at])
+                self.weights.append(example.weight)
         self.tokens += len(example.ids)
 
     def places(self, leaf: int) -> list[int]:
@@ -133,7 +137,7 @@ def make_pack(examples: Sequence[Example], *, share: bool) -> Pack:
     else:
         for example in examples:
             builder.count(example, builder.add_segment(example.ids[:-1], 0, -1))
-    return Pack(builder.ids, builder.positions, builder.segments, builder.counted, builder.labels, builder.tokens)
+    return Pack(**vars(builder))
 
 
 def grow(builder: Builder, rows: list[Example], depth: int, parent: int) -> None:

@@ -31,8 +31,8 @@ TEXT_NAMES = ("text", "sentence", "review", "comment", "content", "tweet", "utte
 LABEL_NAMES = ("label", "category", "class", "intent", "sentiment", "target")
 Row = dict[str, Any]
 CHAT_FIELDS = ("user", "assistant", "system", "messages")
-CARRIED = ("template", "pattern", "meta")
-"""Keys that an earlier prep has put into rows."""
+CARRIED = ("template", "pattern", "meta", "weight")
+"""Keys that an earlier prep has put into rows, and what a row counts in training."""
 
 
 @dataclass(frozen=True)

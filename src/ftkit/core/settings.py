@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ftkit.core.byte_sizes import byte_size
 from ftkit.core.durations import rhythm_of, seconds_of
 from ftkit.errors import ExitCode, UserError
 
@@ -320,8 +321,18 @@ class TrainSettings(ModelSettings):
         "0.05"
     )
     objective: Annotated[
-        Literal["auto", "sft", "text"], Option("What is learned: answers (sft) or all of the text; found from the rows")
+        Literal["auto", "sft", "text", "classify"],
+        Option("What is learned: answers (sft), all of the text, or labels (classify); found from the rows"),
     ] = "auto"
+    across: Annotated[
+        bool, Option("Text: join documents to rows of --max-length, and let attention cross from one to the next")
+    ] = False
+    train_turns: Annotated[
+        Literal["all", "last"], Option("Which of the assistant's turns of a conversation are trained")
+    ] = "all"
+    class_weights: Annotated[
+        Literal["none", "balanced"], Option("balanced: every label counts the same, however many rows it has")
+    ] = "none"
     init: Annotated[
         str | None, Option("Train from scratch: folder with a config.json and a tokenizer", metavar="CONFIG")
     ] = None
@@ -334,6 +345,12 @@ class TrainSettings(ModelSettings):
     warmup: Annotated[float, Option("Share of the steps in which the learning rate rises from 0")] = 0.03
     weight_decay: Annotated[float, Option("Decoupled weight decay of matrices")] = 0.0
     max_grad_norm: Annotated[float, Option("Gradients are clipped to this norm")] = 1.0
+    neftune: Annotated[
+        float, Option("Noise on the embeddings while training, of this strength: 5 to 15 (NEFTune)", metavar="ALPHA")
+    ] = 0.0
+    label_smoothing: Annotated[
+        float, Option("Share of a trained token's probability that is spread over all others", metavar="SHARE")
+    ] = 0.0
     overlength: Annotated[
         Literal["drop", "truncate"], Option("What happens to rows beyond --max-length; both are counted")
     ] = "drop"
@@ -380,6 +397,10 @@ class TrainSettings(ModelSettings):
         require(0 <= self.warmup < 1, "--warmup", self.warmup, "0 up to, but not including, 1")
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
         require(self.max_grad_norm > 0, "--max-grad-norm", self.max_grad_norm, "above 0")
+        require(0 <= self.neftune < math.inf, "--neftune", self.neftune, "0 (none) or more; usual are 5 to 15")
+        require(
+            0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "0 up to, but not including, 1"
+        )
         require_seed(self.seed)
         self.check_saving()
         if self.init and self.method != "full" and any(getattr(self, name) for name in METHOD_FLAGS):
@@ -565,10 +586,30 @@ class MergeSettings:
     untie: Annotated[
         bool, Option("Give a tied head a tensor of its own, where the adapter changes it or the embeddings alone")
     ] = False
+    dequantise: Annotated[
+        bool, Option("Where the base is quantised on disk (bitsandbytes): merge onto the numbers that it stands for")
+    ] = False
+    shard_size: Annotated[str, Option("Largest file of weights, such as 500MB or 5GB", metavar="SIZE")] = "5GB"
     check: Annotated[int, Option("Probe prompts of the proof", metavar="N")] = 8
     no_check: Annotated[bool, Option("Publish without the proof; the model card says UNPROVEN")] = False
+    push_to_hub: Annotated[
+        str | None, Option("Upload the proven model there, too; a new repository is private", metavar="OWNER/NAME")
+    ] = None
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print merge.json on stdout instead of the path")] = False
+
+    @property
+    def shard_bytes(self) -> int:
+        """`shard_size` in bytes; 0 where it is no size."""
+        return byte_size(self.shard_size) or 0
+
+    def check_ranges(self) -> None:
+        """Raise a usage error for a value out of range."""
+        require(self.check >= 1, "--check", self.check, "1 or more")
+        require(self.shard_bytes >= 1, "--shard-size", self.shard_size, "a size such as 500MB or 5GB")
+        if self.push_to_hub is not None and self.no_check:
+            what = "--push-to-hub publishes only what was proven, and --no-check proves nothing"
+            raise UserError(what, ExitCode.USAGE, hint="leave one of them out")
 
 
 @dataclass(frozen=True)

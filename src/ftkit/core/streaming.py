@@ -15,6 +15,9 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 class Weight(Protocol):
     """A tensor that lies elsewhere."""
 
@@ -64,12 +67,14 @@ def stream_weights(
 ) -> None:
     """Let every layer of a placeholder model take its parameters from `weights` (by parameter name) when it runs.
 
-    Vectors, single values and `resident` parameters are taken for good. Linear layers and embeddings never have more
+    Vectors, single values, convolutions (small, and often used without being called) and `resident` parameters are taken
+    for good. Linear layers and embeddings never have more
     than a block of their weight in memory, others the whole of it while they run. forwards: layers that run otherwise.
     """
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(path, recurse=False):
-            if is_placeholder(parameter) and (parameter.ndim < 2 or name in resident):
+            is_small = parameter.ndim < 2 or isinstance(module, CONVOLUTIONS)
+            if is_placeholder(parameter) and (is_small or name in resident):
                 fill(parameter, weights[name])
         own = module.named_parameters(path, recurse=False)
         left = {name.rpartition(".")[2]: weights[name] for name, parameter in own if is_placeholder(parameter)}

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ftkit.errors import ExitCode, UserError, did_you_mean
+from ftkit.io.class_head import CLASSES, ClassHead
 
 KEYWORDS = ("all-linear", "attention", "mlp")
 ATTENTION_WORDS = ("attn", "attention")
@@ -24,19 +25,26 @@ def output_head_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
+def class_head(model: nn.Module) -> ClassHead | None:
+    """The head for classes; None for a model that writes."""
+    config = getattr(model, "config", None)
+    return ClassHead(model) if getattr(config, "problem_type", None) == CLASSES else None
+
+
 def resolve_targets(model: nn.Module, spec: str) -> list[str]:
     """`all-linear,lm_head` -> sorted suffixes of module names (`q_proj`, `attn.c_proj`) for LoraConfig.target_modules.
 
     all-linear is every linear layer but the output head, as in PEFT and the QLoRA paper (arXiv:2305.14314, section 4).
     attention and mlp divide those by the name of the block they are in.
     """
-    layers, head = linear_layers(model), output_head_name(model)
-    inner = [name for name in layers if name != head]
+    layers, head, classes = linear_layers(model), output_head_name(model), class_head(model)
+    known = [name for name in layers if classes is None or not classes.holds(name)]  # that head is trained in full
+    inner = [name for name in known if name != head]
     chosen: set[str] = set()
     for word in filter(None, (part.strip() for part in spec.split(","))):
-        chosen |= choose(word, inner, list(layers))
+        chosen |= choose(word, inner, known)
     if not chosen:
-        raise no_match(spec, list(layers))
+        raise no_match(spec, known)
     if head in chosen and is_tied(model):
         raise UserError(
             f"--targets: {head} shares its weight with the input embedding; an adapter on it could not be merged",

@@ -19,7 +19,7 @@ from ftkit.core.random_state import restore_torch, torch_state
 from ftkit.errors import ExitCode, UserError
 
 Objective = Callable[[nn.Module, Batch], Tensor]
-"""From model and micro-batch to the summed loss in nats over batch.counted."""
+"""From model and micro-batch to the summed loss in nats over batch.counted, each token times its weight."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,11 @@ def train_steps(
         rate = learning_rate(step, plan.steps, plan.lr, plan.schedule, plan.warmup)
         set_learning_rate(training.optimizer, rate)
         batches, nats = accumulate_within_memory(model, training, rows, objective, device)
-        counted = sum(batch.counted.numel() for batch in batches)
+        counted, divisor = (
+            sum(sizes) for sizes in zip(*((b.counted.numel(), b.divisor) for b in batches), strict=True)
+        )
         norm = update(model, training.optimizer, training.scaler, plan.max_grad_norm)
-        loss = float(nats) / counted
+        loss = float(nats) / divisor
         skipped = 0 if math.isfinite(norm) else skipped + 1
         require_finite(loss, norm, step, half=training.scaler.is_enabled() and skipped <= MOST_SKIPPED)
         training.step = step
@@ -120,7 +122,7 @@ def train_step(
     """One optimizer update from the micro-batches of one global batch: (nats per counted token, gradient norm)."""
     nats = accumulate(model, batches, objective, scaler)
     norm = update(model, optimizer, scaler, max_norm)
-    return float(nats) / sum(batch.counted.numel() for batch in batches), norm
+    return float(nats) / sum(batch.divisor for batch in batches), norm
 
 
 def accumulate(
@@ -128,15 +130,15 @@ def accumulate(
 ) -> Tensor:
     """Gradients of one global batch; returns its loss, () summed nats.
 
-    The loss is divided once, by the counted tokens of the whole global batch, so that accumulation is exact for rows
-    of any length.
+    The loss is divided once, by the counted tokens of the whole global batch (by their weights, where rows have some),
+    so that accumulation is exact for rows of any length.
     """
-    counted = sum(batch.counted.numel() for batch in batches)
+    divisor = sum(batch.divisor for batch in batches)
     nats = torch.zeros((), device=batches[0].input_ids.device)
     for batch in batches:
         faults.point("pass")
         loss = objective(model, batch)  # () nats, summed
-        scaler.scale(loss / counted).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss / divisor).backward()  # type: ignore[no-untyped-call]
         nats += loss.detach()
     return nats * math.nan if faults.point("loss") else nats
 

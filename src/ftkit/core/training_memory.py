@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from ftkit.core.adapters import make_trainable
 from ftkit.core.batching import Batch, global_batches
+from ftkit.core.classes import class_loss
 from ftkit.core.cuda_operators import HOPPER_WORKSPACE, CudaKernels
 from ftkit.core.encoding import Example
 from ftkit.core.gpus import Gpu
@@ -26,6 +27,7 @@ from ftkit.core.planned_run import PlannedRun, with_padded_rows
 from ftkit.core.settings import ModelSettings
 from ftkit.core.tree_attention import make_layout, tree_attention
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.class_head import CLASSES
 from ftkit.io.devices import DTYPES, NAMES
 
 MOST_STEPS = 500
@@ -104,7 +106,8 @@ def simulate_run(
         return model
 
     def step(model: nn.Module) -> Tensor:
-        return summed_loss(model, on_meta(batch)) / batch.counted.numel()
+        loss = class_loss if getattr(config, "problem_type", None) == CLASSES else summed_loss
+        return loss(model, on_meta(batch)) / batch.counted.numel()
 
     loaded = dtype if quantization is not None else None
     with quiet(), ExitStack() as stack:

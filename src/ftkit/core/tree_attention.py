@@ -5,6 +5,7 @@ Legend: H query heads, G key/value heads, T tokens of the pack, L of a segment, 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -106,10 +107,24 @@ def plain_attention(
     """
     (batch, heads, length, width), groups, total = q.shape, k.shape[1], k.shape[2]
     scale = scaling if scaling is not None else 1 / math.sqrt(width)
-    grouped = (q * scale).reshape(batch, groups, -1, width)  # (B, G, R * L, d)
-    scores = grouped @ k.transpose(2, 3)  # (B, G, R * L, P + L)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    hidden = ~causal_mask(length, total, window, q.device).repeat(heads // groups, 1)
-    weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
-    return (F.dropout(weights, dropout) @ v).view(batch, heads, length, width)
+    grouped = (q * scale).reshape(batch * groups, -1, width)  # (B * G, R * L, d)
+    keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
+    make_mask = added_mask if q.device.type == "meta" else kept_mask  # a simulation must see what is made
+    mask = make_mask(length, total, window, heads // groups, q.dtype, q.device)
+    if softcap is None:
+        scores = torch.baddbmm(mask, grouped, keys)  # (B * G, R * L, P + L)
+    else:
+        scores = softcap * torch.tanh(torch.bmm(grouped, keys) / softcap) + mask
+    return (F.dropout(torch.softmax(scores, dim=-1), dropout) @ values).view(batch, heads, length, width)
+
+
+def added_mask(
+    length: int, total: int, window: int | None, repeats: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(R * L, P + L): 0 where a query may look, else -inf. Added to scores it costs the backward pass nothing."""
+    mask = torch.zeros((length, total), dtype=dtype, device=device)
+    return mask.masked_fill_(~causal_mask(length, total, window, device), float("-inf")).repeat(repeats, 1)
+
+
+kept_mask = lru_cache(maxsize=64)(added_mask)
+"""The same for every layer of a pack."""

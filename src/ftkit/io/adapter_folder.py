@@ -33,6 +33,8 @@ def write_adapter(folder: Path, model: Any, tokenizer: Any, card: Card) -> None:
         for config in model.peft_config.values():
             config.base_model_name_or_path = card.base_location
             config.revision = card.base_revision
+            if config.modules_to_save:
+                config.modules_to_save = sorted(set(config.modules_to_save))
             config.target_modules = sorted(config.target_modules)  # PEFT holds a set, in another order each time
         faults.point("write")
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
@@ -80,6 +82,8 @@ def model_card(card: Card, what: str) -> str:
     lines += [f"- base: `{card.base}`", f"- method: {card.method}", f"- longest row: {card.max_length} tokens"]
     if card.template_fingerprint:
         lines.append(f"- template: `{card.template_fingerprint}` (its text is in ftkit.json)")
+    if card.labels:
+        lines.append(f"- tells one of {len(card.labels)} classes: {', '.join(card.labels)}")
     if card.pattern:
         lines.append(f"- prompts look like: `{card.pattern}`")
     return "\n".join(lines) + "\n"

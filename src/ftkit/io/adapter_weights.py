@@ -17,11 +17,13 @@ PARTS = {
 }  # fmt: skip
 EMBEDDINGS = (".embed_tokens.weight", ".lm_head.weight")
 """What PEFT saves along where embeddings were trained or resized, and puts in place of the base's."""
+WRAPPERS = (".token_adapter.base_layer.", ".base_layer.", ".modules_to_save.")
+UNTRAINED = ".original_module."
+"""The base's own tensor beside one of `modules_to_save`: PEFT saves it along where the vocabulary was resized."""
 ROWS = ".token_adapter.trainable_tokens_delta"
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 NOT_MERGED = {
     "alora_invocation_tokens": "activated LoRA",
-    "target_parameters": "LoRA on bare parameters",
     "layer_replication": "repeated layers",
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
@@ -56,6 +58,7 @@ class Adapter:
 
     pairs: layer name in the base model -> its factors. saved: parameter name -> the whole tensor that replaces the
     base's (before an update of the same layer is added). rows: embedding -> which of its rows are replaced, and by what.
+    others: the tensors of updates that only PEFT itself can merge (then there are no pairs), by their names in the file.
     """
 
     folder: Path
@@ -63,10 +66,11 @@ class Adapter:
     pairs: dict[str, Pair]
     saved: dict[str, TensorPlace]
     rows: dict[str, Rows] = field(default_factory=dict)
+    others: dict[str, TensorPlace] = field(default_factory=dict)
 
     @property
     def is_plain(self) -> bool:
-        """True if it is nothing but sums B A: then it does nothing where all of these are zero."""
+        """True if it is nothing but updates of weights: then it does nothing where all of these are zero."""
         extra = any(pair.magnitude or pair.bias for pair in self.pairs.values())
         return not (self.saved or self.rows or extra)
 
@@ -78,22 +82,48 @@ def open_adapter_weights(folder: Path) -> Adapter:
     halves: dict[str, dict[str, TensorPlace]] = {}
     saved: dict[str, TensorPlace] = {}
     rows: dict[str, Rows] = {}
-    for key, place in read_header(folder / WEIGHTS).items():
+    others: dict[str, TensorPlace] = {}
+    header = read_header(folder / WEIGHTS)
+    by_peft = is_left_to_peft(config, header)
+    for key, place in header.items():
         name = key.removeprefix(PREFIX)
         part = next((end for end in PARTS if name.endswith(end)), None)
-        if part is not None:
+        if UNTRAINED in name:
+            continue
+        if part is not None and by_peft:
+            others[key] = place
+        elif part is not None:
             halves.setdefault(name.removesuffix(part), {})[PARTS[part]] = place
         elif name.endswith(ROWS):
             layer = name.removesuffix(ROWS)
             rows[layer] = trained_rows(folder, layer, config, place)
         elif is_saved_whole(name, config):
-            saved[name.replace(".base_layer.", ".")] = place
+            saved[without_wrapper(name)] = place
+        elif by_peft:
+            others[key] = place
         else:
             raise UserError(f"{folder}: its tensor '{key}' belongs to nothing that ftkit merges", ExitCode.MODEL)
-    if not halves and not saved and not rows:
+    if not header:
         raise UserError(f"{folder / WEIGHTS}: holds no tensors", ExitCode.MODEL)
     pairs = {name: whole_pair(folder, name, parts) for name, parts in halves.items()}
-    return Adapter(folder, config, pairs, saved, rows)
+    return Adapter(folder, config, pairs, saved, rows, others)
+
+
+def without_wrapper(name: str) -> str:
+    """The base's name of a tensor that PEFT names by the layers which it put around the base's."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, ".")
+    return name
+
+
+def is_left_to_peft(config: dict[str, Any], header: dict[str, TensorPlace]) -> bool:
+    """True for all but LoRA on matrices: other methods, packed experts (bare parameters), convolutions."""
+    factors = (place for key, place in header.items() if PARTS.get("." + ".".join(key.split(".")[-2:])) in ("a", "b"))
+    return (
+        config["peft_type"] != "LORA"
+        or bool(config.get("target_parameters"))
+        or any(len(place.shape) > 2 for place in factors)
+    )
 
 
 def is_saved_whole(name: str, config: dict[str, Any]) -> bool:
@@ -133,13 +163,9 @@ def whole_pair(folder: Path, layer: str, parts: dict[str, TensorPlace]) -> Pair:
             f"{folder / WEIGHTS}: layer '{layer}' has no lora_{missing[0]}", ExitCode.MODEL, hint="the file is damaged"
         )
     pair = Pair(**parts)
-    if len(pair.a.shape) != 2 or len(pair.b.shape) != 2:
+    if len(pair.a.shape) != 2 or len(pair.b.shape) != 2 or pair.a.shape[0] != pair.b.shape[1]:
         raise UserError(
-            f"{folder}: ftkit does not merge LoRA on '{layer}': its factors are no matrices", ExitCode.MODEL
-        )
-    if pair.a.shape[0] != pair.b.shape[1]:
-        raise UserError(
-            f"{folder / WEIGHTS}: layer '{layer}': A has rank {pair.a.shape[0]}, B has {pair.b.shape[1]}",
+            f"{folder / WEIGHTS}: layer '{layer}': A is {list(pair.a.shape)}, B is {list(pair.b.shape)}: of no one rank",
             ExitCode.MODEL,
         )
     return pair

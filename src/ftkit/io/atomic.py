@@ -66,6 +66,19 @@ def atomic_folder(path: Path, *, replace: bool = False, extra: dict[str, Any] | 
         shutil.rmtree(staged, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, gone when the block ends; what a killed process left of one goes with its next."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    staged = staging_name(path)
+    staged.mkdir()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
 def refuse_existing(path: Path, *, replace: bool) -> None:
     """Exit 9 where an output exists and may not be replaced."""
     if path.exists() and not replace:

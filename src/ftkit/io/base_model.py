@@ -11,6 +11,7 @@ from typing import Any
 
 from ftkit import console
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.class_head import CLASSES, ClassHead, classifies, require_head_for_classes
 from ftkit.io.shards import TensorPlace, read_layout, weight_files
 
 BUILTIN = "builtin:tiny"
@@ -227,14 +228,20 @@ def walk(value: Any) -> Iterator[tuple[str, Any]]:
         yield from walk(part)
 
 
-def check_base(base: Base) -> Any:
+def check_base(base: Base, *, for_classes: bool = False, any_head: bool = False) -> Any:
     """Everything that can be known before weights are loaded; returns the transformers config.
 
-    Refuses (exit 4) code in the config, architectures that do not generate text, damaged or missing weights.
+    Refuses (exit 4) code in the config, architectures that do not generate text (for_classes: that cannot get a head for
+    classes; any_head: that have neither), damaged or missing weights.
     """
     raw = read_config(base)
     config = transformers_config(base)
-    require_causal(raw, config, base.name)
+    if for_classes:
+        require_head_for_classes(config, base.name)
+    elif any_head and classifies(config):
+        config.problem_type = CLASSES
+    else:
+        require_causal(raw, config, base.name)
     if base.folder is not None:
         read_layout(base.folder)
     return config
@@ -276,8 +283,8 @@ def require_causal(raw: dict[str, Any], config: Any, name: str) -> None:
         )
 
 
-def load_tokenizer(base_or_folder: Base | Path, vocabulary: int | None = None) -> Any:
-    """The tokenizer; without an end-of-text token, or with more ids than the model has rows, it is refused."""
+def load_tokenizer(base_or_folder: Base | Path, vocabulary: int | None = None, *, answers: bool = True) -> Any:
+    """The tokenizer; with more ids than the model has rows, or (answers) without an end-of-text token, it is refused."""
     from transformers import AutoTokenizer
 
     folder = base_or_folder if isinstance(base_or_folder, Path) else local_files(base_or_folder, weights=False)
@@ -292,7 +299,7 @@ def load_tokenizer(base_or_folder: Base | Path, vocabulary: int | None = None) -
         raise UserError(
             f"{folder}: its tokenizer cannot be loaded: {reason}", ExitCode.MODEL, hint="download the model again"
         ) from None
-    if tokenizer.eos_token_id is None:
+    if answers and tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no end-of-text token, answers could never stop", ExitCode.MODEL,
                         hint='set "eos_token" in tokenizer_config.json')  # fmt: skip
     highest = max(tokenizer.get_vocab().values(), default=0)
@@ -305,19 +312,28 @@ def load_tokenizer(base_or_folder: Base | Path, vocabulary: int | None = None) -
     return tokenizer
 
 
-def load_weights(base: Base, *, dtype: Any, device: str, quantization: Any = None) -> Any:
-    """The model in evaluation mode, its parameters frozen, in `dtype` on `device`; quantised where asked."""
+def load_weights(
+    base: Base, *, dtype: Any, device: str, quantization: Any = None, config: Any = None, new_head: bool = False
+) -> Any:
+    """The model in evaluation mode, its parameters frozen, in `dtype` on `device`; quantised where asked.
+
+    config: of a model with a head for classes, which is not quantised. new_head: the files are those of its body, the
+    head gets random weights from torch's present seed.
+    """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     folder = local_files(base, weights=True)
     read_layout(folder)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    if config is not None:
+        options["config"] = config
     if quantization is not None:
+        if config is not None:
+            quantization.llm_int8_skip_modules = head_of(config).names
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     try:
         with console.quiet_libraries():
-            model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+            model, found = model_class(config).from_pretrained(folder, output_loading_info=True, **options)
             model = model if quantization is not None else model.to(device)
     except ImportError as error:
         reason = (str(error).strip().splitlines() or ["?"])[0][:300]
@@ -335,9 +351,27 @@ def load_weights(base: Base, *, dtype: Any, device: str, quantization: Any = Non
         raise UserError(
             f"{base.name}: cannot be loaded: {reason}", ExitCode.MODEL, hint="download the model again"
         ) from None
+    if new_head:
+        head = ClassHead(model)
+        found = {"missing_keys": [key for key in found["missing_keys"] if not head.holds(key)], "unexpected_keys": []}
     require_all_found(base, found)
     model.requires_grad_(False)
     return model.eval()
+
+
+def model_class(config: Any) -> Any:
+    """Of transformers: for a config that asks for classes a head for them, else one for words."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if config is not None and classifies(config) else AutoModelForCausalLM
+
+
+def head_of(config: Any) -> ClassHead:
+    """The head that a model of this config has, by its names."""
+    import torch
+
+    with console.quiet_libraries(), torch.device("meta"):
+        return ClassHead(model_class(config).from_config(config))
 
 
 def require_all_found(base: Base, found: Mapping[str, Any]) -> None:

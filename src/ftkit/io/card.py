@@ -21,6 +21,7 @@ class Card:
     template_text: the whole template file (None: rows had no template, or the tokenizer's chat template renders them).
     pattern, example: what `ftkit prep` made of the columns, and one instruction of that form.
     quantized_sha256: layer name -> sha256 of its quantised weight as training saw it.
+    labels: the classes of a head for them, in the order of its logits; empty where text is written.
     """
 
     base: str
@@ -39,6 +40,7 @@ class Card:
     stop_tokens: list[int] = field(default_factory=list)
     stop_strings: list[str] = field(default_factory=list)
     quantized_sha256: dict[str, str] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
 
     @property
     def template(self) -> Template | None:

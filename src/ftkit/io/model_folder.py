@@ -21,11 +21,13 @@ def copy_beside(base: Path, adapter: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def write_config(base: Path, folder: Path, dtype: str, *, converted: bool, untied: bool = False) -> None:
+def write_config(
+    base: Path, folder: Path, dtype: str, *, converted: bool, untied: bool = False, vocabulary: int | None = None
+) -> None:
     """The base's config.json with the number format that the weights have now (`dtype` as safetensors names it).
 
     converted: parts of the model that name a format of their own (text_config) get the new one too. untied: head and
-    embeddings are two tensors now.
+    embeddings are two tensors now. vocabulary: another number of rows in them than before.
     """
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)  # the older name
@@ -38,4 +40,6 @@ def write_config(base: Path, folder: Path, dtype: str, *, converted: bool, untie
     for part in [config, *(part for part in config.values() if isinstance(part, dict))]:
         if untied and (part is config or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
+        if vocabulary is not None and "vocab_size" in part:
+            part["vocab_size"] = vocabulary
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

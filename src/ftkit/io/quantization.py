@@ -147,6 +147,15 @@ def dequantize_weight(weight: Any, scales: Tensor | None = None) -> Tensor:
     return int8_vectorwise_dequant(weight.data, weight.SCB if scales is None else scales).cpu()  # type: ignore[no-any-return]
 
 
+def dequantize_stored(packed: Tensor, beside: dict[str, Tensor]) -> Tensor:
+    """The values (out, in) of a packed weight as a file holds it, with what lies beside it (by the end of its name)."""
+    from bitsandbytes.functional import QuantState, dequantize_4bit, int8_vectorwise_dequant
+
+    if "SCB" in beside:
+        return int8_vectorwise_dequant(packed, beside["SCB"])  # type: ignore[no-any-return]
+    return dequantize_4bit(packed, QuantState.from_dict(beside, device=torch.device("cpu")))  # type: ignore[no-any-return]
+
+
 def seen_in_training(
     weight: Tensor, method: str, dtype: torch.dtype, sha256: str | None, *, transposed: bool
 ) -> tuple[Tensor, bool]:

@@ -66,7 +66,7 @@ def decode(line: bytes, where: str) -> str:
 
 
 def question_of_row(row: dict[str, Any], where: str) -> Question:
-    """A row with a prompt or with messages; the answer that a training row has at its end is left out.
+    """A row with a prompt, a text or messages; the answer that a training row has at its end is left out.
 
     A prompt beside the name of a template is as that template rendered it; without, it is what a person would type.
     """
@@ -74,9 +74,10 @@ def question_of_row(row: dict[str, Any], where: str) -> Question:
     adapter = text_or_none(row, "adapter", "the name of an adapter", where)
     if "messages" in row:
         return Question(where, asked_messages(row["messages"], where), template=template, adapter=adapter)
+    row = {"prompt": row["text"], **row} if "text" in row else row
     if "prompt" not in row:
         has = ", ".join(map(str, row)) or "no keys"
-        hint = 'a row has "prompt" or "messages"'
+        hint = 'a row has "prompt", "messages" or "text"'
         raise UserError(f"{where}: no question in this row (it has {has})", ExitCode.DATA, hint=hint)
     prompt = row["prompt"]
     if not isinstance(prompt, str):

@@ -1,12 +1,13 @@
 """The shape of every row that ftkit reads or writes, and what each must hold."""
 
+import math
 from typing import Any, Literal
 
 from ftkit.errors import ExitCode, UserError
 
 Kind = Literal["prompt_completion", "messages", "text", "classification", "preference"]
-TRAINED: tuple[Kind, ...] = ("prompt_completion", "messages", "text")
-"""The kinds that train, eval and chat take."""
+TRAINED: tuple[Kind, ...] = ("prompt_completion", "messages", "text", "classification")
+"""The kinds that train takes."""
 LEAVE_OUT = "mend the row, or leave it out: --on-error skip"
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -37,12 +38,10 @@ def check_row(row: dict[str, Any], where: str, *, kinds: tuple[Kind, ...] = TRAI
             hint="make rows with ftkit prep; a row has prompt and completion, messages, or text",
         )
     if kind not in kinds:
-        hint = (
-            "for plain text leave 'label' out; for a prompt that asks for the label: --template alpaca"
-            if kind == "classification"
-            else "keep the good answers only, under 'completion' or 'messages'"
-        )
+        hint = "keep the good answers only, under 'completion' or 'messages'"
         raise UserError(f"{where}: rows of {kind} cannot be trained yet", ExitCode.DATA, hint=hint)
+    if "weight" in row:
+        check_weight(row["weight"], where)
     if kind == "messages":
         check_messages(row["messages"], where)
         if kinds == TRAINED:
@@ -52,6 +51,15 @@ def check_row(row: dict[str, Any], where: str, *, kinds: tuple[Kind, ...] = TRAI
     else:
         check_texts(row, kind, where)
     return kind
+
+
+def check_weight(weight: Any, where: str) -> None:
+    """What a row counts in training is a number above 0."""
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not is_number or not 0 < weight < math.inf:
+        shown = weight if is_number else type_name(weight)
+        hint = "leave the row out where it should count nothing; a row without 'weight' counts 1"
+        raise UserError(f"{where}: 'weight' is {shown}, should be a number above 0", ExitCode.DATA, hint=hint)
 
 
 def check_texts(row: dict[str, Any], kind: Kind, where: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.base_model import config_sha256, weights_sha256
+from ftkit.io.base_model import check_base, config_sha256, weights_sha256
 from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
 from ftkit.io.quantization import quantization_config
@@ -28,7 +28,7 @@ def load_several(opened: Sequence[Trained], device: str) -> list[Loaded]:
     for number, one in enumerate(opened):
         if one.adapter is not None and number != first:
             put_adapter(model, one.adapter, adapter_name(number))
-        tokenizer = loaded.tokenizer if number == first else load_own_tokenizer(one)
+        tokenizer = loaded.tokenizer if number == first else load_own_tokenizer(one, check_base(one.base))
         template = one.card.template if one.card else None
         found.append(replace(loaded, model=model, tokenizer=tokenizer, card=one.card, template=template))
     model.eval()

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ftkit.errors import ExitCode, UserError
 
@@ -21,7 +21,7 @@ BYTES_PER_VALUE = {
 }  # fmt: skip
 AGAIN = "download the file again"
 LONGEST_HEADER_BYTES = 100_000_000
-CHUNK_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 21
 SHARD_BYTES = 5_000_000_000
 """Largest shard that is written (a larger tensor gets a shard of its own)."""
 
@@ -196,17 +196,23 @@ class NewTensor:
         return math.prod(self.shape) * BYTES_PER_VALUE[self.dtype]
 
 
-def read_chunks(place: TensorPlace, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+def read_chunks(place: TensorPlace, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytearray]:
     """The bytes of a tensor, `chunk_bytes` at a time (a multiple of 8, so that no value is cut)."""
     with place.file.open("rb", buffering=0) as file:
         file.seek(place.start)
-        left = place.nbytes
-        while left:
-            chunk = file.read(min(left, chunk_bytes))
-            if not chunk:
-                raise UserError(f"{place.file}: ends inside a tensor", ExitCode.MODEL, hint=AGAIN)
-            left -= len(chunk)
+        for start in range(0, place.nbytes, chunk_bytes):
+            chunk = bytearray(min(chunk_bytes, place.nbytes - start))
+            read_into(memoryview(chunk), file, place)
             yield chunk
+
+
+def read_into(buffer: memoryview, file: IO[bytes], place: TensorPlace) -> None:
+    """Fill the buffer with what comes next in the file of `place`."""
+    while buffer:
+        count = file.readinto(buffer)  # type: ignore[attr-defined]
+        if not count:
+            raise UserError(f"{place.file}: ends inside a tensor", ExitCode.MODEL, hint=AGAIN)
+        buffer = buffer[count:]
 
 
 def plan_shards(tensors: Sequence[NewTensor], shard_bytes: int = SHARD_BYTES) -> list[list[NewTensor]]:

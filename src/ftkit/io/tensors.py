@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.shards import TensorPlace, read_chunks
+from ftkit.io.shards import TensorPlace, read_chunks, read_into
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The formats that can be added to, by their names in safetensors."""
+BYTES = {"U8": torch.uint8, "I8": torch.int8}
+"""The formats of packed weights."""
 M_MMAP_THRESHOLD = -3  # of malloc.h
 VALUES = 1 << 21  # of a tensor that are compared or computed with at a time
 
@@ -65,14 +67,12 @@ def give_back_freed_memory() -> None:
 
 
 def read_tensor(place: TensorPlace) -> Tensor:
-    """A floating-point tensor, in memory of its own, in the format of the file."""
-    buffer = bytearray(place.nbytes)
-    at = 0
-    for chunk in read_chunks(place):
-        buffer[at : at + len(chunk)] = chunk
-        at += len(chunk)
-    flat = torch.frombuffer(buffer, dtype=FLOATS[place.dtype]) if buffer else torch.empty(0, dtype=FLOATS[place.dtype])
-    return flat.view(place.shape)
+    """A tensor of floating-point numbers or bytes, in memory of its own, in the format of the file."""
+    values = torch.empty(place.nbytes, dtype=torch.uint8)
+    with place.file.open("rb", buffering=0) as file:
+        file.seek(place.start)
+        read_into(values.numpy().data, file, place)
+    return values.view((FLOATS | BYTES)[place.dtype]).view(place.shape)
 
 
 def read_finite(place: TensorPlace, name: str) -> Tensor:
@@ -120,6 +120,6 @@ def same_values(old: TensorPlace, new: TensorPlace) -> bool:
     return all(bytes(bytes_of(flat(a, old.dtype).to(FLOATS[new.dtype]))) == b for a, b in chunks)
 
 
-def flat(data: bytes, dtype: str) -> Tensor:
-    """Bytes as a tensor (n,)."""
-    return torch.frombuffer(bytearray(data), dtype=FLOATS[dtype])
+def flat(data: bytearray, dtype: str) -> Tensor:
+    """Bytes as a tensor (n,), in the same memory."""
+    return torch.frombuffer(data, dtype=FLOATS[dtype])

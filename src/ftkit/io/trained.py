@@ -21,20 +21,37 @@ from ftkit.io.base_model import (
     weights_sha256,
 )  # fmt: skip
 from ftkit.io.card import Card, read_card
+from ftkit.io.class_head import ClassHead, class_names_of, classifies, pad_token_id, with_classes
 from ftkit.io.devices import DTYPES, pick_dtype
 from ftkit.io.quantization import keep_plain_layout, quantization_config
 from ftkit.io.run_folder import RUNS, RunFolder, open_run
 from ftkit.io.shards import read_header
 from ftkit.io.template import Template
+from ftkit.libraries import import_bitsandbytes
 
-ADAPTER_KEYS = (
-    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path",
-    "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform",
-    "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "peft_version",
-    "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "target_parameters", "task_type",
-    "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora",
+COMMON_KEYS = (
+    "auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "layers_pattern", "layers_to_transform", "modules_to_save", "peft_type", "peft_version", "r", "revision",
+    "target_modules", "task_type",
 )  # fmt: skip
+LYCORIS_KEYS = ("alpha", "alpha_pattern", "init_weights", "module_dropout", "rank_dropout", "rank_pattern")
+ADAPTER_KEYS = {
+    "LORA": (
+        "alora_invocation_tokens", "alpha_pattern", "arrow_config", "corda_config", "ensure_weight_tying", "eva_config",
+        "init_lora_weights", "layer_replication", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout",
+        "qalora_group_size", "rank_pattern", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
+        "use_qalora", "use_rslora",
+    ),
+    "LOHA": (*LYCORIS_KEYS, "use_effective_conv2d"),
+    "LOKR": (*LYCORIS_KEYS, "decompose_both", "decompose_factor", "rank_dropout_scale", "use_effective_conv2d"),
+    "OFT": (
+        "block_share", "coft", "eps", "init_weights", "module_dropout", "num_cayley_neumann_terms", "oft_block_size",
+        "use_cayley_neumann",
+    ),
+    "IA3": ("feedforward_modules", "init_ia3_weights"),
+    "VERA": ("d_initial", "init_weights", "projection_prng_key", "save_projection", "vera_dropout"),
+}  # fmt: skip
+"""Kinds of adapters that are opened, and the settings that each has besides COMMON_KEYS."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,8 @@ class Trained:
     adapter: Path | None
     card: Card | None
     run: RunFolder | None
+    classes: tuple[str, ...] = ()
+    """The labels that it tells apart; empty for what writes text."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,7 @@ class Loaded:
     card: Card | None
     device: str
     context: int | None
+    classes: tuple[str, ...] = ()
 
 
 def open_trained(name: str) -> Trained:
@@ -71,8 +91,7 @@ def open_trained(name: str) -> Trained:
     card = read_card(base.folder) if base.folder else None
     if base.folder:
         check_manifest(base.folder)
-    check_base(base)
-    return Trained(name, base, None, card, None)
+    return Trained(name, base, None, card, None, classes_of_model(check_base(base, any_head=True)))
 
 
 def open_trained_run(run: RunFolder) -> Trained:
@@ -80,10 +99,15 @@ def open_trained_run(run: RunFolder) -> Trained:
     if run.model.is_dir():
         check_manifest(run.model)
         base = Base(str(run.model), str(run.model.resolve()))
-        check_base(base)
-        return Trained(str(run.path), base, None, read_card(run.model), run)
-    opened = open_adapter(run.adapter, str(run.path))
-    return Trained(opened.name, opened.base, opened.adapter, opened.card, run)
+        return Trained(
+            str(run.path), base, None, read_card(run.model), run, classes_of_model(check_base(base, any_head=True))
+        )
+    return replace(open_adapter(run.adapter, str(run.path)), run=run)
+
+
+def classes_of_model(config: Any) -> tuple[str, ...]:
+    """The labels in the config of a whole model; none where it writes text."""
+    return class_names_of(config) if classifies(config) else ()
 
 
 def open_adapter(folder: Path, name: str) -> Trained:
@@ -92,10 +116,14 @@ def open_adapter(folder: Path, name: str) -> Trained:
     config = read_adapter_config(folder)
     card = read_card(folder)
     base = find_base_of_adapter(folder, config, card)
-    check_base(base)
+    classes = tuple(card.labels) if card is not None else ()
+    if config.get("task_type") == "SEQ_CLS" and not classes:
+        hint = "ftkit opens those it trained; with PEFT alone: AutoModelForSequenceClassification and PeftModel"
+        raise UserError(f"{folder}: an adapter for classes, and nothing here names them", ExitCode.MODEL, hint=hint)
+    check_base(base, for_classes=bool(classes))
     if card is not None:
         require_same_base(base, card, name)
-    return Trained(name, base, folder, card, None)
+    return Trained(name, base, folder, card, None, classes)
 
 
 def find_base_of_adapter(folder: Path, config: dict[str, Any], card: Card | None) -> Base:
@@ -138,11 +166,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: missing or not JSON", ExitCode.MODEL, hint="train again, or copy the whole adapter"
         ) from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise UserError(f"{path}: peft_type is {kind!r}", ExitCode.MODEL, hint="ftkit opens LoRA adapters")
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(kind, str) or kind not in ADAPTER_KEYS:
+        hint = f"ftkit opens adapters of the kinds {', '.join(ADAPTER_KEYS)}"
+        raise UserError(f"{path}: peft_type is {kind!r}", ExitCode.MODEL, hint=hint)
     refuse_foreign_keys(config, path)
-    if not isinstance(config.get("r"), int) or config["r"] < 1:
+    if kind not in ("IA3", "OFT") and (not isinstance(config.get("r"), int) or config["r"] < 1):
         raise UserError(
             f"{path}: r is {config.get('r')!r}, should be 1 or more",
             ExitCode.MODEL,
@@ -165,11 +194,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def refuse_foreign_keys(config: dict[str, Any], path: Path) -> None:
     """Exit 4 for keys that PEFT does not have, or that import a module of the adapter's choice."""
+    own = (*COMMON_KEYS, *ADAPTER_KEYS[config["peft_type"]])
     for key, value in config.items():
         if key == "megatron_core" and value == "megatron.core":  # PEFT's default, which it writes into every adapter
             continue
         imports = value.get("parent_library") if key == "auto_mapping" and isinstance(value, dict) else None
-        is_foreign = key not in ADAPTER_KEYS and value not in (None, False, "", [], {})
+        is_foreign = key not in own and value not in (None, False, "", [], {})
         if is_foreign or not str(imports or "transformers").startswith("transformers"):
             fault = "it is no setting of an adapter, or it makes PEFT import code"
             raise UserError(
@@ -190,26 +220,39 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto", adapter_
     name = card.dtype if card is not None and dtype == "auto" else dtype
     number_format: torch.dtype = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False)
     quantization = quantization_config(card.method, number_format) if card and trained.adapter else None
-    config = check_base(trained.base)
-    tokenizer = load_own_tokenizer(trained)
-    model = load_weights(trained.base, dtype=number_format, device=device, quantization=quantization)
+    classes, new_head = trained.classes, bool(trained.classes and trained.adapter)
+    config = check_base(trained.base, for_classes=new_head, any_head=True)
+    tokenizer = load_own_tokenizer(trained, config)
+    config = with_classes(config, classes, pad_token_id(tokenizer)) if new_head else config
+    model = load_weights(
+        trained.base,
+        dtype=number_format,
+        device=device,
+        quantization=quantization,
+        config=config if classes else None,
+        new_head=new_head,
+    )
+    if new_head:
+        ClassHead(model).widen()
     if trained.adapter is not None:
         model = put_adapter(model, trained.adapter, adapter_name)
     keep_plain_layout(model)
-    return Loaded(model.eval(), tokenizer, card.template if card else None, card, device, context_length(config))
+    template = card.template if card else None
+    return Loaded(model.eval(), tokenizer, template, card, device, context_length(config), classes)
 
 
-def load_own_tokenizer(trained: Trained) -> Any:
-    """The tokenizer that was saved beside an adapter, else its base's."""
+def load_own_tokenizer(trained: Trained, config: Any) -> Any:
+    """The tokenizer that was saved beside an adapter, else its base's; config: the base's."""
     adapter = trained.adapter
     folder = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else trained.base
-    return load_tokenizer(folder, check_base(trained.base).get_text_config().vocab_size)
+    return load_tokenizer(folder, config.get_text_config().vocab_size, answers=not trained.classes)
 
 
 def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     """The adapter of a folder on a loaded base, beside others that are on it; one that does not fit is exit 4."""
     import warnings
 
+    import_bitsandbytes()
     from peft import PeftModel
 
     try:
@@ -238,6 +281,10 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     return tuned
 
 
+SAVED_TWICE = ".modules_to_save."
+"""In names of what PEFT saves a second time where the vocabulary was resized."""
+
+
 def require_all_landed(tuned: Any, folder: Path, name: str = "default") -> None:
     """Every weight of the adapter file belongs to a layer of the base, and every adapted layer got its weights."""
     from peft import get_peft_model_state_dict
@@ -247,7 +294,8 @@ def require_all_landed(tuned: Any, folder: Path, name: str = "default") -> None:
     file = set(read_header(folder / "adapter_model.safetensors"))
     unknown, missing = sorted(file - held), sorted(held - file)
     if unknown:  # copies of the base's own weights, which PEFT writes beside an adapted embedding, are no fault
-        unknown = sorted(set(unknown) - set(tuned.state_dict()))
+        own = set(tuned.state_dict())
+        unknown = sorted(name for name in unknown if name not in own and name.replace(SAVED_TWICE, ".") not in file)
     for fault, names in (("no layer of the base takes", unknown), ("the file lacks", missing)):
         if names:
             raise UserError(
