@@ -12,7 +12,7 @@ from ftkit.commands import chat_terminal
 from ftkit.commands.chat_rows import preference_rows
 from ftkit.commands.chat_session import Session, Vote
 from ftkit.commands.chat_subjects import load_speakers, open_asked
-from ftkit.core.adapter_choice import BASE, unmixable, use_adapter
+from ftkit.core.adapter_choice import BASE, is_more_than_lora, unmixable, use_adapter
 from ftkit.core.answering import passes
 from ftkit.core.conversation import Conversation, answers_to
 from ftkit.core.decoding import Decoding
@@ -102,6 +102,13 @@ def test_dora_answers_one_by_one_and_it_is_said(adapters, capsys):
     assert passes(found[0].model, ["adapter0", "adapter1", BASE, "adapter1"]) == [[0, 2], [1, 3]]
     rows = asked(found)
     assert answers_to(rows, Sampling(8)) == [answers_to([row], Sampling(8))[0] for row in rows]
+
+
+def test_only_lora_shares_passes():
+    from peft import LoHaConfig, LoraConfig
+
+    assert is_more_than_lora(LoHaConfig(r=4)) and is_more_than_lora(LoraConfig(modules_to_save=["lm_head"]))
+    assert not is_more_than_lora(LoraConfig(r=4, use_rslora=True))
 
 
 def test_switching_moves_no_weights(speakers):

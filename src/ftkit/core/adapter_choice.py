@@ -48,8 +48,10 @@ def are_off(model: Any) -> bool:
 def unmixable(model: Any, names: Collection[str]) -> list[str]:
     """Those of these adapters that a pass with rows of other adapters would not run as alone."""
     in_head = getattr(model.get_output_embeddings(), "lora_A", {})  # it gets the last tokens only, as one row
-    return [
-        name
-        for name in sorted(set(names) - {BASE})
-        if name in in_head or any(getattr(model.peft_config[name], setting, None) for setting in CHANGES_MORE)
-    ]
+    tuned = sorted(set(names) - {BASE})
+    return [name for name in tuned if name in in_head or is_more_than_lora(model.peft_config[name])]
+
+
+def is_more_than_lora(config: Any) -> bool:
+    """True unless an adapter is A and B of linear layers, and nothing else."""
+    return config.peft_type != "LORA" or any(getattr(config, setting, None) for setting in CHANGES_MORE)
