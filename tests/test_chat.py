@@ -18,7 +18,8 @@ from contextlib import suppress
 
 import pytest
 
-from ftkit import console, terminal
+from ftkit import console
+from ftkit.commands import chat_editing, chat_terminal
 from ftkit.core.settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.card import Card, write_card
@@ -39,7 +40,7 @@ def chat(monkeypatch, capfdbinary):
 
     def run(model, stdin="", **settings):
         monkeypatch.setattr("sys.stdin", Piped(stdin))
-        asked = ChatSettings(run=None if model is None else str(model), **{"max_new": 6, **settings})
+        asked = ChatSettings(runs=[] if model is None else [str(model)], **{"max_new": 6, **settings})
         try:
             command.run(asked)
         finally:
@@ -232,7 +233,8 @@ def test_nothing_on_stdin_is_a_data_error_before_anything_loads(chat, tmp_path):
 def test_a_prompt_on_the_command_line_is_answered_and_stdin_left_alone(chat, tiny_model):
     out, _ = chat(tiny_model, "{not read", prompt="Once upon a time", json=True)
     row = json.loads(out)
-    assert set(row) == {"prompt", "answer", "finish", "tokens"} and row["prompt"] == "Once upon a time"
+    assert set(row) == {"schema", "prompt", "answer", "adapter", "finish", "tokens"}
+    assert row["prompt"] == "Once upon a time" and row["adapter"] is None
     with pytest.raises(UserError, match="-p is empty"):
         chat(tiny_model, prompt=" ")
 
@@ -371,7 +373,8 @@ def test_at_a_terminal_a_person_asks_gets_help_stops_an_answer_and_leaves(open_t
     program.read_until("/help lists the commands")
     program.read_until(">")
     program.type("Name a colour.\r")
-    answer = program.read_until(r"\[5 tokens, \d+ tokens/s, ended by length \(/set max-new 10\)\]")
+    speed = r"\d+ tokens/s, first after [\d.]+ m?s, context \d+ of 1,000,000"
+    answer = program.read_until(rf"\[5 tokens, {speed}, ended by length \(/set max-new 10\)\]")
     [expected] = direct_answers(endless_model, ["Name a colour."], max_new=5, template="alpaca")
     words = [word for word in expected.text.split() if word.isascii() and word.isprintable()]
     assert all(word in answer for word in words)
@@ -417,6 +420,7 @@ def test_a_dumb_terminal_with_no_place_for_a_history_is_talked_to_in_plain_lines
 @pytest.fixture
 def talk(tiny_model, capsys):
     """Type lines to a conversation of the tiny model; returns (what it holds then, stdout, stderr)."""
+    from ftkit.commands.chat_session import Session
     from ftkit.core.conversation import Conversation, Speaker
     from ftkit.core.encoding import Encoder
     from ftkit.core.generation import Sampling
@@ -428,7 +432,7 @@ def talk(tiny_model, capsys):
 
     def type_lines(*lines, context=None):
         speaker = Speaker(loaded.model, encoder, encoder.stop_ids, encoder.template.stop, context)
-        conversation = Conversation(speaker, Sampling(4))
+        session = Session(conversation := Conversation(speaker, Sampling(4)), [speaker])
         waiting = iter(lines)
 
         def read_line():
@@ -437,7 +441,7 @@ def talk(tiny_model, capsys):
                 raise line
             return line
 
-        terminal.converse(conversation, read_line)
+        chat_terminal.converse(session, read_line)
         return conversation, *capsys.readouterr()
 
     return type_lines
@@ -487,17 +491,18 @@ def test_turns_that_no_longer_fit_are_told(talk):
 
 
 def test_the_history_is_in_the_state_folder():
-    assert str(terminal.history_path({"XDG_STATE_HOME": "/s", "HOME": "/h"})) == "/s/ftkit/chat_history"
+    assert str(chat_editing.history_path({"XDG_STATE_HOME": "/s", "HOME": "/h"})) == "/s/ftkit/chat_history"
     assert (
-        str(terminal.history_path({"XDG_STATE_HOME": "relative", "HOME": "/h"})) == "/h/.local/state/ftkit/chat_history"
+        str(chat_editing.history_path({"XDG_STATE_HOME": "relative", "HOME": "/h"}))
+        == "/h/.local/state/ftkit/chat_history"
     )
-    assert str(terminal.history_path({"HOME": "/h"})) == "/h/.local/state/ftkit/chat_history"
+    assert str(chat_editing.history_path({"HOME": "/h"})) == "/h/.local/state/ftkit/chat_history"
 
 
 def test_the_first_ctrl_c_asks_the_answer_to_stop_and_a_second_one_interrupts():
     import signal
 
-    from ftkit.terminal import ctrl_c_calls
+    from ftkit.commands.chat_answer import ctrl_c_calls
 
     calls = []
     before = signal.getsignal(signal.SIGINT)

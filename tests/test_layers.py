@@ -89,8 +89,8 @@ def target(found):
 
 
 def layer(module):
-    """The layer of a module; `terminal` is the REPL of chat, so a part of its command."""
-    special = {"__init__": "package", "__main__": "entry", "terminal": "commands"}
+    """The layer of a module."""
+    special = {"__init__": "package", "__main__": "entry"}
     return special.get(module, module.split(".")[0])
 
 

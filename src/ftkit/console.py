@@ -1,8 +1,11 @@
 """Everything a person reads: words, tables and progress on stderr. The only user of rich."""
 
+import os
+import re
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -91,6 +94,90 @@ def is_terminal(stream: IO[str] | None) -> bool:
         return False
 
 
+def is_dumb() -> bool:
+    """True if the terminal shows text, and nothing else is known of it."""
+    return os.environ.get("TERM", "dumb") in ("dumb", "unknown", "")
+
+
+class Screen:
+    """A text on stdout as it comes; on a terminal it can be drawn again at its end, as the Markdown that it is."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._size = shutil.get_terminal_size()
+
+    def write(self, piece: str) -> None:
+        """The next piece, at once."""
+        self._text += (piece := safe(piece, sys.stdout))
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """The end of its last line."""
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+    def draw_markdown(self) -> None:
+        """Draw it again if it has any Markdown, and if all of it still stands where it was written.
+
+        What has been scrolled away, or was broken otherwise since (a terminal of another size), stays as it is.
+        """
+        if is_dumb() or not is_terminal(sys.stdout) or not MARKDOWN.search(self._text):
+            return
+        rows = rows_of(self._text, self._size.columns)
+        if rows >= self._size.lines or shutil.get_terminal_size() != self._size:
+            return
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        sys.stdout.write(f"\x1b[{rows}F\x1b[J")  # to the beginning of its first row, and clear from there
+        sys.stdout.flush()
+        Console(file=sys.stdout, highlight=False).print(Markdown(keep_lines(self._text.strip()), hyperlinks=False))
+
+
+MARKDOWN = re.compile(r"^(#{1,6} |```|~~~|[-*+] |\d+[.)] |> |\|.*\|$)|\*\*\S|`[^`\n]+`", re.MULTILINE)
+"""What tells Markdown from other text: headings, code, lists, quotes, tables, bold."""
+
+
+def rows_of(text: str, columns: int) -> int:
+    """Rows that a text takes on a terminal of so many columns."""
+    from rich.cells import cell_len
+
+    return sum(max(1, -(-cell_len(line.expandtabs()) // columns)) for line in text.split("\n"))
+
+
+def keep_lines(text: str) -> str:
+    """Markdown whose lines stay lines: it would join those of a paragraph. Code is left alone."""
+    lines, in_code = [], False
+    for line in text.split("\n"):
+        in_code ^= line.lstrip().startswith(("```", "~~~"))
+        lines.append(line if in_code or not line.strip() else line.rstrip() + "  ")
+    return "\n".join(lines)
+
+
+def side_by_side(texts: Mapping[str, str]) -> None:
+    """Texts under their names on stdout: in columns, or one below the other where there is no room."""
+    shown = {name: safe(text.strip(), sys.stdout) for name, text in texts.items()}
+    if is_dumb() or not is_terminal(sys.stdout) or shutil.get_terminal_size().columns < NARROWEST * len(shown):
+        sys.stdout.write("".join(f"{name}: {text}\n" for name, text in shown.items()))
+        sys.stdout.flush()
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    for name in shown:
+        drawn.add_column(Text(name), ratio=1, overflow="fold")
+    drawn.add_row(*map(Text, shown.values()))
+    Console(file=sys.stdout, highlight=False).print(drawn)
+
+
+NARROWEST = 24
+"""Columns that a text side by side with others should have."""
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, to_stdout: bool = False) -> None:
     """A small table; the first column is text, the others are aligned to the right."""
     if _level < NORMAL and not to_stdout:
@@ -160,7 +247,6 @@ def silence_libraries() -> None:
     Called before they are imported: some log while they load (bitsandbytes about an optional package).
     """
     import logging
-    import os
     import warnings
 
     if _level >= VERBOSE:

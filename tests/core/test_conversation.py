@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftkit.core.conversation import Conversation, Speaker, without_oldest_exchange
+from ftkit.core.conversation import Conversation, Speaker, answers_to, without_oldest_exchange
 from ftkit.core.encoding import Encoder
 from ftkit.core.generation import Sampling, generate_batch
 from ftkit.errors import ExitCode, UserError
@@ -105,7 +105,7 @@ def test_a_streamed_reply_is_the_answer_of_batched_generation(speaker):
         stop_strings=chat.stop_strings,
         max_new=12,
     )
-    assert reply.answer == answer == chat.answer(reply.prompt, Sampling(12))
+    assert [reply.answer] == [answer] == answers_to([(chat, reply.prompt)], Sampling(12))
     assert pieces.strip() == answer.text.strip() == reply.content
 
 

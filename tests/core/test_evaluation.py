@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftkit.core import evaluation
+from ftkit.core import answering
+from ftkit.core.answering import how_together
 from ftkit.core.encoding import Encoder
-from ftkit.core.evaluation import generate, how_together, make_task, score_likelihoods
+from ftkit.core.evaluation import generate, make_task, score_likelihoods
 from ftkit.core.generation import Sampling
 from ftkit.io.row_file import RowFile
 
@@ -48,15 +49,15 @@ def answers(model, made, batch=4):
 def test_a_batch_that_memory_lacks_for_is_generated_in_halves_with_the_same_answers(model, task, monkeypatch):
     made, sizes = task(ROWS), []
     expected = answers(model, made)
-    generate_batch = evaluation.generate_batch
+    answer_together = answering.answer_together
 
-    def scarce(model, tokenizer, prompts, **options):
-        sizes.append(len(prompts))
-        if len(prompts) > 2:
+    def scarce(model, asked, start):
+        sizes.append(len(asked))
+        if len(asked) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate_batch(model, tokenizer, prompts, **options)
+        return answer_together(model, asked, start)
 
-    monkeypatch.setattr(evaluation, "generate_batch", scarce)
+    monkeypatch.setattr(answering, "answer_together", scarce)
     assert answers(model, made) == expected
     assert sizes == [4, 2, 2, 4, 2, 2, 1]
 

@@ -22,6 +22,8 @@ from transformers import (
 from ftkit.core.encoding import decode_answer
 from ftkit.core.generation import (
     BROKEN,
+    Asked,
+    Sampling,
     Writing,
     beginning_of_stop,
     cut_before_stop,
@@ -113,8 +115,8 @@ def test_streamed_pieces_joined_are_the_answer_of_the_batch(tokenizer):
     for prompt in random_prompts(6, lengths=(2, 9)):
         for temperature in (0.0, 1.5):
             options = dict(stop_ids=[0], max_new=25, temperature=temperature, context=CONTEXT)
-            stream = stream_answer(model, tokenizer, prompt, **options)
-            pieces = list(stream)
+            asked = Asked(tokenizer, prompt, [0], (), Sampling(25, temperature), CONTEXT)
+            pieces = list(stream := stream_answer(model, asked))
             [answer] = generate_batch(model, tokenizer, [prompt], **options)
             assert "".join(pieces) == stream.answer.text == answer.text == decode_answer(tokenizer, prompt, answer.ids)
             assert stream.answer == answer

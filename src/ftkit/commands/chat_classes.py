@@ -1,7 +1,7 @@
 """What a model with a head for classes answers: the label of each text, and how sure it is."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import orjson
 
@@ -16,12 +16,15 @@ from ftkit.io.trained import Loaded
 
 def refuse_for_classes(settings: ChatSettings) -> None:
     """Options of a dialogue say nothing to a head for classes."""
+    if len(settings.runs) > 1:
+        what = "a head for classes is asked alone, not beside others"
+        raise UserError(what, ExitCode.USAGE, hint=f"ftkit chat {settings.runs[0]}")
     for flag, value in (("--system", settings.system), ("--template", settings.template)):
         if value is not None:
             raise UserError(f"{flag}: a head for classes reads one text", ExitCode.USAGE, hint="leave it out")
 
 
-def tell_classes(asked: Iterator[Question] | None, settings: ChatSettings, loaded: Loaded) -> None:
+def tell_classes(asked: Iterable[Question] | None, settings: ChatSettings, loaded: Loaded) -> None:
     """One line for each text, in order, as it comes; at a terminal too."""
     console.info(f"tells one of {len(loaded.classes)} labels: {', '.join(loaded.classes)}")
     encoder = Encoder(loaded.tokenizer, classes=loaded.classes)

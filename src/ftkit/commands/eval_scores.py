@@ -10,6 +10,7 @@ from ftkit.commands.eval_forgetting import GeneralText, forgetting_of_adapter, f
 from ftkit.commands.eval_gates import check_gates, read_gates
 from ftkit.commands.eval_metrics import Plan, expected_metrics
 from ftkit.commands.eval_subject import identity_of, settle_template
+from ftkit.core.answering import how_together
 from ftkit.core.bootstrap import Interval
 from ftkit.core.class_evaluation import class_task, score_classes
 from ftkit.core.comparison import Comparison, compare, spread
@@ -17,7 +18,6 @@ from ftkit.core.encoding import Encoder
 from ftkit.core.evaluation import (
     Task,
     generate,
-    how_together,
     likeliest_labels,
     make_task,
     score_answers,

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
+from ftkit.core.answering import answer_all
 from ftkit.core.encoding import Encoder
-from ftkit.core.generation import Answer, Sampling, Stream, generate_batch, stream_answer
-from ftkit.errors import ExitCode, UserError
+from ftkit.core.generation import Answer, Asked, Sampling, Stream, stream_answer
+from ftkit.core.kept_cache import KeptCaches
+from ftkit.core.out_of_memory import give_memory_back
+from ftkit.errors import ExitCode, UserError, is_out_of_memory
 
 Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text}"""
@@ -37,6 +38,12 @@ class Speaker:
     stop_strings: Sequence[str] = ()
     context: int | None = None
     """Tokens of prompt and answer together that the model was made for."""
+    name: str = ""
+    """What people call it."""
+    adapter: str | None = None
+    """Which of the adapters on the model it answers with (`adapter_choice`); None where there is no choice."""
+    kept: KeptCaches = field(default_factory=KeptCaches)
+    """What the model has read last; speakers of one model have it in common."""
 
     @property
     def keeps_history(self) -> bool:
@@ -67,14 +74,14 @@ class Speaker:
         """The prompt for a text that a template has rendered already."""
         return Prompt(self._checked(self.encoder.prompt_ids(text)))
 
-    def answer(self, prompt: Prompt, sampling: Sampling) -> Answer:
-        """The whole answer at once."""
-        with out_of_memory_told():
-            return generate_batch(self.model, self.encoder.tokenizer, [prompt.ids], **self._options(sampling))[0]
+    def asked(self, prompt: Prompt, sampling: Sampling) -> Asked:
+        """The prompt with all that decides its answer."""
+        ends = (self.stop_ids, self.stop_strings)
+        return Asked(self.encoder.tokenizer, prompt.ids, *ends, sampling, self.context, self.adapter)
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Stream:
-        """The same answer, piece by piece."""
-        return stream_answer(self.model, self.encoder.tokenizer, prompt.ids, **self._options(sampling))
+        """The answer, piece by piece; what was read before is not read again."""
+        return stream_answer(self.model, self.asked(prompt, sampling), self.kept)
 
     def content(self, text: str) -> str:
         """What was answered, without the white space that templates put around it; a continued text stays as it is."""
@@ -97,15 +104,12 @@ class Speaker:
             )  # fmt: skip
         return ids
 
-    def _options(self, sampling: Sampling) -> dict[str, Any]:
-        return {
-            "stop_ids": self.stop_ids,
-            "stop_strings": self.stop_strings,
-            "max_new": sampling.max_new,
-            "temperature": sampling.temperature,
-            "seed": sampling.seed,
-            "context": self.context,
-        }
+
+def answers_to(asked: Sequence[tuple[Speaker, Prompt]], sampling: Sampling) -> list[Answer]:
+    """The whole answers of speakers of one model, each to its prompt, in order; rows share passes where they can."""
+    speaker = asked[0][0]
+    with out_of_memory_told(speaker.kept):
+        return answer_all(speaker.model, [speaker.asked(prompt, sampling) for speaker, prompt in asked])
 
 
 def require_one_turn(messages: list[Message], speaker: Speaker) -> None:
@@ -141,12 +145,17 @@ class Reply:
     def __iter__(self) -> Iterator[str]:
         """Pieces of text; white space in front of the first word is left out where `content` leaves it out."""
         started = self._speaker.only_continues
-        with out_of_memory_told():
+        with out_of_memory_told(self._speaker.kept):
             for piece in self._stream:
                 piece = piece if started else piece.lstrip()
                 started = started or bool(piece)
                 if piece:
                     yield piece
+
+    @property
+    def first_at(self) -> float | None:
+        """When the first token came, in seconds of perf_counter; None as long as there is none."""
+        return self._stream.first_at
 
     def stop(self) -> None:
         """End the answer with the token that is being computed."""
@@ -187,11 +196,22 @@ class Conversation:
 
         Asking again draws anew where temperature is above 0; a conversation repeated from the start repeats.
         """
+        return Reply(self.speaker, self._prompt(text, self.speaker), self._next_sampling())
+
+    def compare(self, text: str, speakers: Sequence[Speaker]) -> list[Answer]:
+        """What each of the speakers would answer now, with the same seed; none of it becomes part of the conversation."""
+        asked = [(speaker, self._prompt(text, speaker)) for speaker in speakers]
+        return answers_to(asked, self._next_sampling())
+
+    def _prompt(self, text: str, speaker: Speaker) -> Prompt:
+        """The text, behind the conversation so far where the speaker takes it."""
         message = {"role": "user", "content": text}
-        said = [*self.opening, *self.turns, message] if self.speaker.keeps_history else [message]
-        prompt = self.speaker.prompt(said, self.sampling.max_new)
+        messages = [*self.opening, *self.turns, message] if speaker.keeps_history else [message]
+        return speaker.prompt(messages, self.sampling.max_new)
+
+    def _next_sampling(self) -> Sampling:
         self._asked += 1
-        return Reply(self.speaker, prompt, replace(self.sampling, seed=self.sampling.seed + self._asked - 1))
+        return replace(self.sampling, seed=self.sampling.seed + self._asked - 1)
 
     def keep(self, text: str, reply: Reply) -> None:
         """Make a question and its answer (even one that was stopped half-way) part of the conversation."""
@@ -217,11 +237,17 @@ class Conversation:
 
 
 @contextmanager
-def out_of_memory_told() -> Iterator[None]:
-    """A GPU that runs out of memory costs this answer, with words; what was loaded stays usable."""
+def out_of_memory_told(kept: KeptCaches) -> Iterator[None]:
+    """Running out of memory costs this answer and what is kept of earlier ones, with words; the model stays usable."""
+    ran_out = False
     try:
         yield
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        hint = "a smaller --max-new, or a shorter conversation"
-        raise UserError("out of memory: this answer was given up", ExitCode.MEMORY, hint=hint) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        ran_out = True
+    if ran_out:  # outside of the block above, where the frames of the attempt are gone
+        kept.drop()
+        give_memory_back()
+        hint = "/retry answers it again; /reset, or a smaller max-new, needs less"
+        raise UserError("out of memory: this answer was given up", ExitCode.MEMORY, hint=hint)

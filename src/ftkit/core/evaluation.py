@@ -5,21 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ftkit.core.answer_scores import Scoring, read_fields, score_answer
+from ftkit.core.answering import Together, answer_batches
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import checked_example
-from ftkit.core.generation import (
-    Answer,
-    Sampling,
-    SharedStart,
-    cut_before_stop,
-    generate_batch,
-    honours_padding,
-    length_batches,
-    start_of,
-)  # fmt: skip
+from ftkit.core.generation import Answer, Asked, Sampling, cut_before_stop
 from ftkit.core.labels import label_counts, label_in
 from ftkit.core.likelihood import Likelihood, row_likelihoods
-from ftkit.core.out_of_memory import in_halves
 from ftkit.core.scoring import RowScore
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.card import Card
@@ -256,45 +247,14 @@ def with_label(row: RowScore, label: str, truth: str, classes: Sequence[str]) ->
     return replace(row, label=label, scores={**row.scores, "accuracy": float(label == truth)}, counts=counts)
 
 
-@dataclass(frozen=True)
-class Together:
-    """How a model can answer prompts together, asked of the model itself: padded or not, behind a shared start or not."""
-
-    can_pad: bool
-    start: SharedStart | None
-
-
-def how_together(model: Any, prompts: Sequence[Sequence[int]]) -> Together:
-    """Padding only where it changes no logits, a shared start only where it does not either."""
-    if not honours_padding(model, prompts):
-        return Together(False, None)
-    start = start_of(model, prompts)
-    return Together(True, start if start and honours_padding(model, prompts, start) else None)
-
-
 def generate(
     model: Any, task: Task, items: Sequence[int], sampling: Sampling, *, batch: int, together: Together
 ) -> Iterator[tuple[list[int], list[Answer]]]:
     """(items, their answers) batch by batch, longest prompts first; a batch that memory lacks for goes on in halves."""
-    prompts = [task.prompts[item] for item in items]
-
-    def write(places: list[int]) -> list[Answer]:
-        return generate_batch(
-            model,
-            task.encoder.tokenizer,
-            [prompts[place] for place in places],
-            stop_ids=task.stop_ids,
-            stop_strings=task.stop_strings,
-            max_new=sampling.max_new,
-            temperature=sampling.temperature,
-            seed=sampling.seed,
-            context=task.context,
-            start=together.start,
-        )
-
-    for places in length_batches(prompts, batch, equal_lengths=not together.can_pad):
-        for part, answers in in_halves(write, places):
-            yield [items[place] for place in part], answers
+    ends = (task.stop_ids, task.stop_strings, sampling, task.context)
+    asked = [Asked(task.encoder.tokenizer, task.prompts[item], *ends) for item in items]
+    for places, answers in answer_batches(model, asked, batch=batch, together=together):
+        yield [items[place] for place in places], answers
 
 
 def score_answers(rows: Sequence[RowScore], task: Task, answers: Sequence[Answer], scoring: Scoring) -> list[RowScore]:

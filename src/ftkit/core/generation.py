@@ -5,18 +5,17 @@ Legend: B rows, T tokens of a row, V vocabulary.
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ftkit.core.batching import PAD_ID
+from ftkit.core.decoding import Decoding, SharedStart
 from ftkit.core.encoding import decode_answer
-from ftkit.core.loss import selecting
+from ftkit.core.kept_cache import KeptCaches
 from ftkit.core.packing import SHORTEST_SHARED
 from ftkit.core.packing_check import window_of
 from ftkit.errors import ExitCode, UserError
@@ -56,13 +55,15 @@ class Writing:
         self.stop_ids, self.stop_strings = frozenset(stop_ids), tuple(filter(None, stop_strings))
         self.ids: list[int] = []
         self.finish: Finish | None = None if room > 0 else "length"
+        self.first_at: float | None = None
         self._text = ""
         self._given = 0
         self._known: list[int] = self.prompt
         self._unread: list[int] = []
 
     def take(self, token: int) -> bool:
-        """Add a generated token; False if the answer ends with it."""
+        """Add a generated token; False if the answer ends with it. first_at: when the first one came (perf_counter)."""
+        self.first_at = self.first_at or time.perf_counter()
         if token in self.stop_ids:
             self.finish = "stop"
             return False
@@ -130,89 +131,6 @@ class Sampling:
     seed: int = 42
 
 
-@dataclass(frozen=True)
-class SharedStart:
-    """The tokens that all prompts of a task begin with, and their KV cache, of one row."""
-
-    length: int
-    cache: Any
-
-
-class Decoding:
-    """Prompts that are continued together: a batch padded on the left, with its KV cache.
-
-    Pads are masked and positions count from each row's first token, so a row's logits do not depend on its company.
-    Rows that have ended are taken out with `keep`, and with them the columns that no remaining row needs.
-    With a shared start the pads stand behind it: its columns are the first of every row.
-
-    lengths: tokens of each row so far; width: the longest of them. pending (B, T): tokens not yet in the cache.
-    """
-
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], start: SharedStart | None = None) -> None:
-        from transformers import DynamicCache
-
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.device = self.model.get_input_embeddings().weight.device
-        self.takes_positions = "position_ids" in signature(self.model.forward).parameters
-        self.lengths = [len(prompt) for prompt in prompts]
-        self.width = max(self.lengths)
-        self.shared = start.length if start else 0
-        if start:
-            self.cache = deepcopy(start.cache)
-            self.cache.batch_repeat_interleave(len(prompts))
-        else:
-            self.cache = DynamicCache(config=self.model.config)
-        padded = [[PAD_ID] * (self.width - len(prompt)) + list(prompt[self.shared :]) for prompt in prompts]
-        self.pending = torch.tensor(padded, dtype=torch.int64, device=self.device)
-
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """Logits (B, V), float32, of each row's next token."""
-        rows, new = self.pending.shape
-        options: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
-        columns = torch.arange(self.width, device=self.device)
-        # (B, 1): how many columns of each row are pads
-        pads = torch.tensor([self.width - length for length in self.lengths], device=self.device).unsqueeze(1)
-        if min(self.lengths) < self.width:
-            options["attention_mask"] = ((columns < self.shared) | (columns >= self.shared + pads)).long()
-        if self.takes_positions:
-            options["position_ids"] = (columns[-new:] - pads).clamp(min=0)
-        last = torch.arange(1, rows + 1, device=self.device) * new - 1
-        with selecting(self.model.get_output_embeddings(), last):
-            out = self.model(input_ids=self.pending, **options)
-        return out.logits.reshape(rows, -1).float()  # type: ignore[no-any-return]
-
-    def append(self, tokens: Sequence[int]) -> None:
-        """The next token of each row."""
-        self.pending = torch.tensor(tokens, dtype=torch.int64, device=self.device).unsqueeze(1)
-        self.lengths = [length + 1 for length in self.lengths]
-        self.width += 1
-
-    def keep(self, places: list[int]) -> None:
-        """Go on with these rows of the batch only."""
-        index = torch.tensor(places, dtype=torch.int64, device=self.device)
-        self.pending, self.lengths = self.pending[index], [self.lengths[place] for place in places]
-        self.cache.batch_select_indices(index)
-        self._drop_columns(self.width - max(self.lengths))
-
-    def _drop_columns(self, columns: int) -> None:
-        """Forget columns that are padding in every row: less work, and no cache longer than the model's context."""
-        from transformers.cache_utils import DynamicLayer
-
-        layers = self.cache.layers
-        if columns == 0 or any(type(layer) is not DynamicLayer for layer in layers):
-            return
-        for layer in layers:
-            layer.keys, layer.values = (without_columns(t, self.shared, columns) for t in (layer.keys, layer.values))
-        self.width -= columns
-
-
-def without_columns(tensor: Tensor, at: int, count: int) -> Tensor:
-    """(B, H, T, d) without `count` columns from `at`."""
-    rest = tensor[:, :, at + count :]
-    return torch.cat([tensor[:, :, :at], rest], dim=2) if at else rest
-
-
 def start_of(model: Any, prompts: Sequence[Sequence[int]]) -> SharedStart | None:
     """What all prompts begin with (a template's preamble, examples), computed once; None where that gains or holds not.
 
@@ -250,12 +168,40 @@ def generate_batch(
     max_new and context (tokens of prompt and answer together) end an answer with finish `length`.
     start: what all of them begin with, from `start_of` these prompts or more.
     """
-    writings = [
-        Writing(tokenizer, prompt, stop_ids, stop_strings, room_for(prompt, max_new, context)) for prompt in prompts
-    ]
+    sampling = Sampling(max_new, temperature, seed)
+    asked = [Asked(tokenizer, prompt, stop_ids, stop_strings, sampling, context) for prompt in prompts]
+    return answer_together(model, asked, start)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt (ids) and all that decides its answer but the model; `adapter` as in `Decoding`."""
+
+    tokenizer: Any
+    prompt: Sequence[int]
+    stop_ids: Sequence[int]
+    stop_strings: Sequence[str]
+    sampling: Sampling
+    context: int | None = None
+    adapter: str | None = None
+
+    def writing(self) -> Writing:
+        """An answer that has not begun."""
+        room = room_for(self.prompt, self.sampling.max_new, self.context)
+        return Writing(self.tokenizer, self.prompt, self.stop_ids, self.stop_strings, room)
+
+    def chooser(self) -> "Chooser":
+        """How its tokens are chosen."""
+        return chooser(self.sampling.temperature, self.sampling.seed, self.prompt)
+
+
+def answer_together(model: Any, asked: Sequence[Asked], start: SharedStart | None = None) -> list[Answer]:
+    """Answers generated in one batch; each as it would be alone."""
+    writings = [one.writing() for one in asked]
+    choosers = [one.chooser() for one in asked]
     alive = [row for row, writing in enumerate(writings) if writing.finish is None]
-    choosers = [chooser(temperature, seed, prompt) for prompt in prompts]
-    decoding = Decoding(model, [writings[row].prompt for row in alive], start) if alive else None
+    prompts, adapters = [writings[row].prompt for row in alive], [asked[row].adapter for row in alive]
+    decoding = Decoding(model, prompts, start, adapters) if alive else None
     while decoding is not None and alive:
         tokens = choose_tokens(decoding.logits(), [choosers[row] for row in alive])
         going = [place for place, row in enumerate(alive) if writings[row].take(tokens[place])]
@@ -312,41 +258,39 @@ class Stream:
         """The answer so far."""
         return self._writing.answer
 
+    @property
+    def first_at(self) -> float | None:
+        """When the first token came, in seconds of perf_counter; None as long as there is none."""
+        return self._writing.first_at
+
     def stop(self) -> None:
         """End the answer with the token that is being computed; safe to call from a signal handler."""
         self._writing.room = 0
 
 
-def stream_answer(
-    model: Any,
-    tokenizer: Any,
-    prompt_ids: Sequence[int],
-    *,
-    stop_ids: Sequence[int],
-    stop_strings: Sequence[str] = (),
-    max_new: int,
-    temperature: float = 0.0,
-    seed: int = 42,
-    context: int | None = None,
-) -> Stream:
-    """One answer, piece by piece: `for piece in (stream := stream_answer(...))`, then `stream.answer`."""
-    writing = Writing(tokenizer, prompt_ids, stop_ids, stop_strings, room_for(prompt_ids, max_new, context))
-    return Stream(writing, stream_pieces(model, writing, chooser(temperature, seed, prompt_ids)))
+def stream_answer(model: Any, asked: Asked, kept: KeptCaches | None = None) -> Stream:
+    """One answer, piece by piece: `for piece in (stream := stream_answer(...))`, then `stream.answer`.
+
+    kept: what earlier answers have left, from which this one goes on where it begins alike.
+    """
+    writing = asked.writing()
+    return Stream(writing, stream_pieces(model, asked, writing, kept or KeptCaches()))
 
 
-def stream_pieces(model: Any, writing: Writing, choose: "Chooser") -> Iterator[str]:
+def stream_pieces(model: Any, asked: Asked, writing: Writing, kept: KeptCaches) -> Iterator[str]:
     """The text of an answer as it is generated."""
     if writing.finish is not None:
         return
-    decoding = Decoding(model, [writing.prompt])
-    while True:
-        [token] = choose_tokens(decoding.logits(), [choose])
-        goes_on = writing.take(token)
-        if piece := writing.next_piece():
-            yield piece
-        if not goes_on:
-            return
-        decoding.append([token])
+    choose = asked.chooser()
+    with kept.decoding(model, asked.adapter, writing.prompt, writing.ids) as decoding:
+        while True:
+            [token] = choose_tokens(decoding.logits(), [choose])
+            goes_on = writing.take(token)
+            if piece := writing.next_piece():
+                yield piece
+            if not goes_on:
+                return
+            decoding.append([token])
 
 
 def own_stop_ids(model: Any) -> list[int]:

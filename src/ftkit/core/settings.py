@@ -616,7 +616,10 @@ class MergeSettings:
 class ChatSettings:
     """Talk to a run, a merged model or any model; lines or JSONL in, answers out when piped."""
 
-    run: Annotated[str | None, Argument("Run, folder or model; the run that completed last if absent", "RUN")] = None
+    runs: Annotated[
+        list[str],
+        Argument("Runs, adapters or models, several if of one base; the run that completed last if absent", "RUN..."),
+    ] = ()  # type: ignore[assignment]
     prompt: Annotated[str | None, Option("Answer this and leave", ("-p",), "TEXT")] = None
     system: Annotated[str | None, Option("System message, for chat templates", metavar="TEXT")] = None
     template: Annotated[

@@ -1,8 +1,8 @@
 """What is asked on a pipe: one question a line, as text or as a JSON object."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.jsonl import parse_row
@@ -14,13 +14,14 @@ class Question:
     """One thing to answer and where it stood (`<stdin>:3`).
 
     messages: what was said, the last by the user. rendered: a prompt that `ftkit prep` rendered, instead.
-    template: fingerprint of the template that the row was made with, if it names one.
+    template: fingerprint of the template that the row was made with, if it names one. adapter: who should answer.
     """
 
     where: str
     messages: list[dict[str, Any]]
     rendered: str | None = None
     template: str | None = None
+    adapter: str | None = None
 
     @property
     def text(self) -> str:
@@ -33,7 +34,7 @@ def typed(text: str, where: str) -> Question:
     return Question(where, [{"role": "user", "content": text}])
 
 
-def read_questions(lines: IO[bytes], name: str) -> Iterator[Question]:
+def read_questions(lines: Iterable[bytes], name: str) -> Iterator[Question]:
     """The questions of a stream, as its lines come; blank lines are passed over. Errors carry `name:line`."""
     for number, line in enumerate(lines, 1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -69,12 +70,10 @@ def question_of_row(row: dict[str, Any], where: str) -> Question:
 
     A prompt beside the name of a template is as that template rendered it; without, it is what a person would type.
     """
-    template = row.get("template")
-    if template is not None and not isinstance(template, str):
-        kind = type_name(template)
-        raise UserError(f"{where}: 'template' is {kind}, should be text like alpaca@0123456789ab", ExitCode.DATA)
+    template = text_or_none(row, "template", "text like alpaca@0123456789ab", where)
+    adapter = text_or_none(row, "adapter", "the name of an adapter", where)
     if "messages" in row:
-        return Question(where, asked_messages(row["messages"], where), template=template)
+        return Question(where, asked_messages(row["messages"], where), template=template, adapter=adapter)
     row = {"prompt": row["text"], **row} if "text" in row else row
     if "prompt" not in row:
         has = ", ".join(map(str, row)) or "no keys"
@@ -85,7 +84,17 @@ def question_of_row(row: dict[str, Any], where: str) -> Question:
         raise UserError(f"{where}: 'prompt' is {type_name(prompt)}, should be text", ExitCode.DATA)
     if not prompt.strip():
         raise UserError(f"{where}: 'prompt' is empty", ExitCode.DATA, hint="leave the row out")
-    return typed(prompt, where) if template is None else Question(where, [], prompt, template)
+    if template is None:
+        return replace(typed(prompt, where), adapter=adapter)
+    return Question(where, [], prompt, template, adapter)
+
+
+def text_or_none(row: dict[str, Any], key: str, wanted: str, where: str) -> str | None:
+    """The text under a key that a row may have."""
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: '{key}' is {type_name(value)}, should be {wanted}", ExitCode.DATA)
+    return value
 
 
 def asked_messages(messages: Any, where: str) -> list[dict[str, Any]]:

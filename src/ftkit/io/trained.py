@@ -209,7 +209,7 @@ def refuse_foreign_keys(config: dict[str, Any], path: Path) -> None:
             )
 
 
-def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loaded:
+def load_trained(trained: Trained, device: str, *, dtype: str = "auto", adapter_name: str = "default") -> Loaded:
     """Load for inference: base (quantised as in training), adapter on top, tokenizer, template.
 
     `auto` takes the format that training used; for a foreign model the one that its device is fast at.
@@ -222,10 +222,7 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loade
     quantization = quantization_config(card.method, number_format) if card and trained.adapter else None
     classes, new_head = trained.classes, bool(trained.classes and trained.adapter)
     config = check_base(trained.base, for_classes=new_head, any_head=True)
-    folder = (
-        trained.adapter if trained.adapter and (trained.adapter / "tokenizer_config.json").is_file() else trained.base
-    )
-    tokenizer = load_tokenizer(folder, config.get_text_config().vocab_size, answers=not classes)
+    tokenizer = load_own_tokenizer(trained, config)
     config = with_classes(config, classes, pad_token_id(tokenizer)) if new_head else config
     model = load_weights(
         trained.base,
@@ -238,14 +235,21 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto") -> Loade
     if new_head:
         ClassHead(model).widen()
     if trained.adapter is not None:
-        model = put_adapter(model, trained.adapter)
+        model = put_adapter(model, trained.adapter, adapter_name)
     keep_plain_layout(model)
     template = card.template if card else None
     return Loaded(model.eval(), tokenizer, template, card, device, context_length(config), classes)
 
 
-def put_adapter(model: Any, folder: Path) -> Any:
-    """The adapter of a folder on a loaded base; a key or shape that does not fit the base is exit 4, never dropped."""
+def load_own_tokenizer(trained: Trained, config: Any) -> Any:
+    """The tokenizer that was saved beside an adapter, else its base's; config: the base's."""
+    adapter = trained.adapter
+    folder = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else trained.base
+    return load_tokenizer(folder, config.get_text_config().vocab_size, answers=not trained.classes)
+
+
+def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """The adapter of a folder on a loaded base, beside others that are on it; one that does not fit is exit 4."""
     import warnings
 
     import_bitsandbytes()
@@ -254,7 +258,11 @@ def put_adapter(model: Any, folder: Path) -> Any:
     try:
         with console.quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name, is_trainable=False, torch_device=str(model.device))
+                tuned = model
+            else:
+                tuned = PeftModel.from_pretrained(model, str(folder), name, is_trainable=False)
     except (
         ValueError,
         RuntimeError,
@@ -269,7 +277,7 @@ def put_adapter(model: Any, folder: Path) -> Any:
             ExitCode.MODEL,
             hint="give the base that it was trained on",
         ) from None
-    require_all_landed(tuned, folder)
+    require_all_landed(tuned, folder, name)
     return tuned
 
 
@@ -277,12 +285,12 @@ SAVED_TWICE = ".modules_to_save."
 """In names of what PEFT saves a second time where the vocabulary was resized."""
 
 
-def require_all_landed(tuned: Any, folder: Path) -> None:
+def require_all_landed(tuned: Any, folder: Path, name: str = "default") -> None:
     """Every weight of the adapter file belongs to a layer of the base, and every adapted layer got its weights."""
     from peft import get_peft_model_state_dict
 
     with console.quiet_libraries():
-        held = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+        held = set(get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False))
     file = set(read_header(folder / "adapter_model.safetensors"))
     unknown, missing = sorted(file - held), sorted(held - file)
     if unknown:  # copies of the base's own weights, which PEFT writes beside an adapted embedding, are no fault
