@@ -426,11 +426,11 @@ def test_gsm8k_is_read_by_its_usual_names(prep, shared):
     assert len(rows) == 7473 and rows[0]["completion"].endswith("#### 72")
 
 
-def test_chats_without_tool_calls_are_taken_and_the_others_named(prep, shared):
+def test_chats_without_tools_are_taken_by_a_template_without_a_place_for_them_and_the_others_named(prep, shared):
     path = shared / "data/chat/glaive_toolcall_en_demo.json"
     assert "calls a tool" in prep(path, "--template", "chatml").stderr
     result = prep(path, "--template", "chatml", "--on-error", "skip")
-    chats = [json.dumps(row["conversations"]) for row in json.loads(path.read_text())]
-    without_calls = [chat for chat in chats if "function_call" not in chat]
-    assert result.exit_code == 0 and f"+ {300 - len(without_calls)} rejected" in result.stderr
-    assert len(rows_of(result.stdout)) == len(set(without_calls))
+    chats = [row for row in json.loads(path.read_text()) if row["tools"] == "[]"]
+    without = [turns for row in chats if "function_call" not in (turns := json.dumps(row["conversations"]))]
+    assert result.exit_code == 0 and f"+ {300 - len(without)} rejected" in result.stderr
+    assert len(rows_of(result.stdout)) == len(set(without)) > 0

@@ -40,6 +40,14 @@ def test_a_function_call_becomes_an_assistant_turn_with_tool_calls():
     assert message["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
 
 
+def test_openais_calls_get_arguments_as_an_object_and_keep_their_ids():
+    given = {"name": "f", "arguments": '{"x": 1}'}
+    turn = {"role": "assistant", "content": None, "tool_calls": [{"id": "a1", "type": "function", "function": given}]}
+    (message,) = to_messages([turn], None, "f:1")
+    function = {"name": "f", "arguments": {"x": 1}}
+    assert message == {**turn, "content": "", "tool_calls": [{"id": "a1", "type": "function", "function": function}]}
+
+
 def test_tools_become_openai_functions_whether_bare_wrapped_or_text():
     function = {"name": "f", "parameters": {}}
     wrapped = [{"type": "function", "function": function}]

@@ -36,7 +36,10 @@ def test_good_rows_are_known_by_their_keys(row, kind):
         ({"text": "a", "label": None}, "'label' is null"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "rows of preference cannot be trained yet"),
         ({"prompt": "a", "completion": "b", "label": True}, "rows of preference cannot be trained yet"),
-        ({"messages": [*turns("user"), {**turns("assistant")[0], "tool_calls": [1]}]}, "turn 2 calls a tool"),
+        (
+            {"messages": [*turns("user"), {**turns("assistant")[0], "tool_calls": [1]}]},
+            "turn 2 calls a tool without a name",
+        ),
         ({"prompt": "a", "completion": "b", "weight": 0}, "'weight' is 0, should be a number above 0"),
         ({"prompt": "a", "completion": "b", "weight": -1.5}, "'weight' is -1.5"),
         ({"prompt": "a", "completion": "b", "weight": "2"}, "'weight' is text"),

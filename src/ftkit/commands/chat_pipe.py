@@ -106,7 +106,7 @@ def prompt_for(question: Question, settings: ChatSettings, speaker: Speaker) -> 
     messages = question.messages
     if settings.system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": settings.system}, *messages]
-    prompt = speaker.prompt(messages, settings.max_new)
+    prompt = speaker.prompt(messages, settings.max_new, question.tools)
     if prompt.dropped:
         console.info(f"{question.where}: the context is full, the {prompt.dropped} oldest exchanges are left out")
     return prompt

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftkit import console
 from ftkit.core.answer_scores import FIELD, Scoring, extract, fault_in, parse_json, rouge_can_read, score_answer
-from ftkit.core.evaluation import Task, reference_of, scored_row
+from ftkit.core.evaluation import Row, Task, reference_of, scored_row
 from ftkit.core.scoring import LIKELIHOODS
 from ftkit.core.settings import EvalSettings
 from ftkit.core.translation_scores import bleu_scorer, writes_without_spaces
@@ -60,9 +60,15 @@ class Plan:
 def make_plan(settings: EvalSettings, data: RowFile) -> Plan:
     """The options checked against the rows; what cannot be scored is refused where it was asked for, else left out."""
     asked = asked_groups(settings.metrics)
-    has_answers = data.kind in ("prompt_completion", "messages", "classification")
+    called = next((place for row, place in zip(data.rows, data.places, strict=True) if ends_in_call(row)), None)
+    has_answers = data.kind in ("prompt_completion", "messages", "classification") and called is None
     given = {"--schema": settings.schema, "--extract": settings.extract, "--scorer": settings.scorer}
     needs = [*sorted((asked or set()) - {"loss"}), *(flag for flag, value in given.items() if value)]
+    if called:
+        what = f"{called}: the last turn calls a tool, which is no text to compare answers with"
+        if needs:
+            raise UserError(f"{what}, as {needs[0]} does", ExitCode.DATA, hint="--metrics loss, or leave such rows out")
+        console.info(f"{what}: the loss alone is scored")
     if needs and not has_answers:
         what = f"{data.places[0]}: rows of {data.kind} have no reference answer, which {needs[0]} needs"
         raise UserError(what, ExitCode.DATA, hint="leave it out, or use rows with prompt and completion")
@@ -81,6 +87,11 @@ def make_plan(settings: EvalSettings, data: RowFile) -> Plan:
     own = scoring.extract is not None or bool(scoring.scorers)
     generates = has_answers and (own or bool(groups - {"loss"}))
     return Plan(scoring, frozenset(groups), generates, "labels" in groups, asked is not None)
+
+
+def ends_in_call(row: Row) -> bool:
+    """True for a conversation whose last turn calls a tool."""
+    return "messages" in row and bool(row["messages"][-1].get("tool_calls"))
 
 
 def plan_of_head(settings: EvalSettings) -> Plan:

@@ -45,7 +45,9 @@ def prediction_row(result: Result, place: int, item: int | None, rows: list[RowS
     """What is known of one row of the data; `item` is its number in the task, None if it was left out."""
     task = result.subject.task
     row = task.data.rows[place]
-    shown: dict[str, Any] = {key: row[key] for key in ("prompt", "text", "label", "chosen", "rejected") if key in row}
+    shown: dict[str, Any] = {
+        key: row[key] for key in ("prompt", "tools", "text", "label", "chosen", "rejected") if key in row
+    }
     shown |= {"messages": row["messages"][:-1]} if "messages" in row else {}
     subject, *rivals = rows
     if item is None or subject is None:

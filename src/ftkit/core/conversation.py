@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ftkit.core.answering import answer_all
-from ftkit.core.encoding import Encoder
+from ftkit.core.encoding import Encoder, Tools
 from ftkit.core.generation import Answer, Asked, Sampling, Stream, stream_answer
 from ftkit.core.kept_cache import KeptCaches
 from ftkit.core.out_of_memory import give_memory_back
@@ -55,19 +55,19 @@ class Speaker:
         """True if there is no template: the model goes on with the text it is given."""
         return not self.encoder.renders_chat and self.encoder.template is None
 
-    def prompt(self, messages: list[Message], max_new: int) -> Prompt:
-        """The prompt for the last message; the oldest exchanges are left out where the conversation is too long.
+    def prompt(self, messages: list[Message], max_new: int, tools: Tools = None) -> Prompt:
+        """The prompt for the last message, with the tools that may be called; the oldest exchanges are left out where the conversation is too long.
 
         Room is kept for an answer of max_new tokens, but for at most a quarter of the context.
         """
         require_one_turn(messages, self)
-        ids = self._ids(messages)
+        ids = self._ids(messages, tools)
         dropped = 0
         if self.context is not None:
             longest = self.context - min(max_new, self.context // 4)
             while len(ids) > longest and (shorter := without_oldest_exchange(messages)):
                 messages, dropped = shorter, dropped + 1
-                ids = self._ids(messages)
+                ids = self._ids(messages, tools)
         return Prompt(self._checked(ids), dropped)
 
     def rendered_prompt(self, text: str) -> Prompt:
@@ -87,9 +87,12 @@ class Speaker:
         """What was answered, without the white space that templates put around it; a continued text stays as it is."""
         return text if self.only_continues else text.strip()
 
-    def _ids(self, messages: list[Message]) -> list[int]:
+    def _ids(self, messages: list[Message], tools: Tools) -> list[int]:
         if self.keeps_history:
-            return self.encoder.chat_ids(messages)
+            return self.encoder.chat_ids(messages, tools)
+        if tools:
+            hint = "ask without 'tools', or a model whose own chat template takes them"
+            raise UserError("'tools' for a model without a chat template", ExitCode.MODEL, hint=hint)
         said = messages[-1]["content"]
         template = self.encoder.template
         return self.encoder.prompt_ids(template.prompt_for(said) if template else said)

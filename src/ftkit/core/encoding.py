@@ -3,9 +3,10 @@
 The prompt's ids in training are exactly the ids that inference feeds: ids = encode(prompt) + encode(answer) + stop.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from itertools import count
 from typing import Any
 
 from ftkit.errors import ExitCode, UserError, did_you_mean
@@ -17,6 +18,8 @@ PRIVATE_USE = range(0xE001, 0xF900)
 ANCHORS = ("\n", "a")
 """Texts to put in front of a continuation: no word merges with both."""
 BROKEN = "\ufffd"
+Tools = list[dict[str, Any]] | None
+"""The functions that a conversation offers, as OpenAI writes them: {"type": "function", "function": {...}}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +112,14 @@ class Encoder:
         """Ids of a rendered prompt as they are fed in training and at inference."""
         return self.start_ids + self.encode(prompt)
 
-    def chat_ids(self, messages: list[dict[str, Any]]) -> list[int]:
+    def chat_ids(self, messages: list[dict[str, Any]], tools: Tools = None) -> list[int]:
         """Ids of a conversation up to where the assistant's next answer begins."""
-        return self._chat_pieces(messages, answer=False).ids
+        return self._chat_pieces(messages, tools, answer=False).ids
 
     def input_ids(self, row: dict[str, Any]) -> list[int]:
         """What is fed to let the model answer this row: the prompt, or the conversation before its last turn."""
         if kind_of(row) == "messages":
-            return self.chat_ids(row["messages"][:-1])
+            return self.chat_ids(row["messages"][:-1], row.get("tools"))
         return self.prompt_ids(row["prompt"])
 
     def example(self, row: dict[str, Any]) -> Example:
@@ -127,7 +130,7 @@ class Encoder:
     def _unweighted(self, row: dict[str, Any]) -> Example:
         kind = kind_of(row)
         if kind == "messages":
-            example = self._chat_pieces(row["messages"], answer=True)
+            example = self._chat_pieces(row["messages"], row.get("tools"), answer=True)
             return last_turn(example) if self.turns == "last" else example
         if kind == "classification":
             ids = self.class_ids(row["text"])
@@ -154,31 +157,35 @@ class Encoder:
         hint = f"{did_you_mean(name, list(self.classes))}the labels are {known}"
         raise UserError(f"no training row has the label '{label}'", ExitCode.DATA, hint=hint)
 
-    def render(self, messages: list[dict[str, Any]], *, generate: bool) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: Tools = None, *, generate: bool) -> str:
         """A conversation as one text, by the template or the tokenizer's own."""
+        tools = tools or None  # no tools is what templates ask for, not an empty list
         bos = self.tokenizer.decode(self.start_ids) if self.start_ids else ""
         if self.template is not None and self.template.kind == "chat":
             return self.template.render_chat(
-                messages, generate=generate, bos_token=bos, eos_token=self.tokenizer.eos_token
+                messages, generate=generate, bos_token=bos, eos_token=self.tokenizer.eos_token, tools=tools
             )
         if not self.tokenizer.chat_template:
             raise UserError("the tokenizer has no chat template for rows of messages", ExitCode.MODEL,
                             hint="choose one when you prepare the rows: ftkit prep FILE --template chatml")  # fmt: skip
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+            options = {"tokenize": False, "add_generation_prompt": generate}
+            return str(self.tokenizer.apply_chat_template(messages, tools=tools, **options))
         except Exception as error:  # a chat template raises what it likes
-            raise UserError(f"the chat template refuses this conversation: {error}", ExitCode.DATA) from None
+            what = f"the chat template refuses this conversation: {error}"
+            raise UserError(what, ExitCode.DATA, hint="mend the row, or leave it out") from None
 
-    def _chat_pieces(self, messages: list[dict[str, Any]], *, answer: bool) -> Example:
+    def _chat_pieces(self, messages: list[dict[str, Any]], tools: Tools, *, answer: bool) -> Example:
         """The conversation cut where assistant turns begin and end, each piece encoded on its own.
 
         Cutting at the same places in training and at inference makes the ids equal. A template whose rendering of the
         turns so far is not the beginning of the rendering of all (Qwen3 drops earlier thinking) trains the last
         answer only.
         """
-        messages, mark = self._guard(messages)
-        whole = self.render(messages, generate=not answer)
-        cuts = self._turn_cuts(messages, whole)
+        require_shown(messages, tools, partial(self.render, generate=not answer))
+        messages, tools, mark = self._guard(messages, tools)
+        whole = self.render(messages, tools, generate=not answer)
+        cuts = self._turn_cuts(messages, tools, whole)
         ids: list[int] = []
         counted: list[bool] = []
         at = 0
@@ -193,14 +200,14 @@ class Encoder:
         rest = self._encode_guarded(whole[at:], mark, after_text=at > 0)
         return Example(ids + rest, counted + [False] * len(rest))
 
-    def _turn_cuts(self, messages: list[dict[str, Any]], whole: str) -> list[tuple[int, int]]:
+    def _turn_cuts(self, messages: list[dict[str, Any]], tools: Tools, whole: str) -> list[tuple[int, int]]:
         """Where each assistant turn begins and ends in the rendering, as far as the template lets us see it."""
         cuts: list[tuple[int, int]] = []
         for place, message in enumerate(messages):
             if message["role"] != "assistant" or place == 0:
                 continue
-            before = self.render(messages[:place], generate=True)
-            after = self.render(messages[: place + 1], generate=False)
+            before = self.render(messages[:place], tools, generate=True)
+            after = self.render(messages[: place + 1], tools, generate=False)
             if whole.startswith(after) and after.startswith(before):
                 cuts.append((len(before), len(after)))
         return cuts
@@ -217,26 +224,28 @@ class Encoder:
             )
         return last + 1
 
-    def _guard(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-        """Contents with the text of special tokens replaced: the id between two marks is not read as the token.
+    def _guard(self, messages: list[dict[str, Any]], tools: Tools) -> tuple[list[dict[str, Any]], Tools, str]:
+        """Contents, calls and tools with the text of special tokens replaced: an id between two marks is not the token.
 
         Returns the mark too; "" if nothing had to be marked.
         """
-        contents = "".join(message["content"] for message in messages)
+        contents = "".join(texts_in([messages, tools]))
         found = sorted(
             ((text, i) for i, text in special_tokens(self.tokenizer).items() if text in contents),
             key=lambda pair: -len(pair[0]),
         )
         if not found:
-            return messages, ""
+            return messages, tools, ""
         mark = next(chr(code) for code in PRIVATE_USE if chr(code) not in contents)
-        marked = []
-        for message in messages:
-            content = message["content"]
-            for text, i in found:
-                content = content.replace(text, f"{mark}{i}{mark}")
-            marked.append({**message, "content": content})
-        return marked, mark
+
+        def marked(text: str) -> str:
+            for special, i in found:
+                text = text.replace(special, f"{mark}{i}{mark}")
+            return text
+
+        roles = [{"role": message["role"]} for message in messages]
+        guarded = [with_texts(message, marked) | role for message, role in zip(messages, roles, strict=True)]
+        return guarded, with_texts(tools, marked), mark
 
     def _encode_guarded(self, text: str, mark: str, *, after_text: bool) -> list[int]:
         """Ids of a piece of rendering: its special tokens are tokens, those that were marked are plain text."""
@@ -248,6 +257,69 @@ class Encoder:
             plain = special_tokens(self.tokenizer)[int(piece)] if is_marked else piece
             ids += self.encode(plain, specials=not is_marked, after_text=after_text or place > 0)
         return ids
+
+
+def require_shown(messages: list[dict[str, Any]], tools: Tools, render: Callable[..., str]) -> None:
+    """A model error where the rendering leaves out a tool, a call, its arguments or its result: the model would learn
+    to answer from what it cannot see, or an empty turn in the place of a call.
+
+    A word that nothing else holds is put into each of these; those that do not come out again are left out.
+    """
+    everything = "".join(texts_in([messages, tools]))
+    word = next(word for word in map("probe{}".format, count()) if word not in everything)
+    wanted: dict[str, str] = {}
+
+    def probe(what: str) -> str:
+        return wanted.setdefault(f"{word}x{len(wanted)}x", what) and next(reversed(wanted))
+
+    def probed_call(call: dict[str, Any], turn: int) -> dict[str, Any]:
+        function = call["function"]
+        named = f"of {function['name']} in turn {turn}"
+        name = function["name"] + probe(f"the call {named}")
+        arguments = {**function["arguments"], probe(f"the arguments of the call {named}"): ""}
+        return {**call, "function": {**function, "name": name, "arguments": arguments}}
+
+    def probed_turn(message: dict[str, Any], turn: int) -> dict[str, Any]:
+        if message["role"] == "tool":
+            return {**message, "content": message["content"] + probe(f"the tool's result in turn {turn}")}
+        calls = [probed_call(call, turn) for call in message.get("tool_calls") or ()]
+        return {**message, "tool_calls": calls} if calls else message
+
+    turns = [probed_turn(message, turn) for turn, message in enumerate(messages, 1)]
+    functions = [tool["function"] for tool in tools or ()]
+    named = [{**f, "name": f["name"] + probe(f"the tool {f['name']}")} for f in functions]
+    offered = [{**tool, "function": function} for tool, function in zip(tools or (), named, strict=True)]
+    if not wanted:
+        return
+    rendered = render(turns, offered)
+    if left_out := [what for mark, what in wanted.items() if mark not in rendered]:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        hint = (
+            "use a model whose own chat template takes tools, with rows made without --template; or leave such rows out"
+        )
+        raise UserError(f"the chat template leaves out {left_out[0]}{more}", ExitCode.MODEL, hint=hint)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text inside a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value:
+            yield from texts_in(part)
+        for part in value.values() if isinstance(value, dict) else ():
+            yield from texts_in(part)
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The JSON value with every text in it changed, keys too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [with_texts(part, change) for part in value]
+    if isinstance(value, dict):
+        return {change(key): with_texts(part, change) for key, part in value.items()}
+    return value
 
 
 def last_turn(example: Example) -> Example:

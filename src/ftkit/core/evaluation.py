@@ -106,7 +106,7 @@ def make_task(
         places=places,
         rows=rows,
         examples=examples,
-        texts=[counted_text(row, example) for row, example in zip(rows, examples, strict=True)],
+        texts=[counted_text(row, example, encoder.tokenizer) for row, example in zip(rows, examples, strict=True)],
         prompts=[encoder.input_ids(row) for row in rows] if answers else [],
         references=references,
         fields=[fields_of(row, template, card.pattern if card else None) for row in rows] if answers else [],
@@ -167,10 +167,16 @@ def reference_of(row: Row) -> str:
     return str(row["messages"][-1]["content"] if "messages" in row else row["completion"])
 
 
-def counted_text(row: Row, example: Example) -> str:
-    """The text of the counted tokens: all of a text, a completion, the answers that the chat template lets us train."""
+def counted_text(row: Row, example: Example, tokenizer: Any) -> str:
+    """The text of the counted tokens: all of a text, a completion, the answers that the chat template lets us train.
+
+    Calls of tools are text as the chat template writes them, without its special tokens.
+    """
     if "messages" not in row:
         return str(row["text"] if "text" in row else row["completion"])
+    if any(turn.get("tool_calls") for turn in row["messages"]):
+        counted = [token for token, counts in zip(example.ids, example.counted, strict=True) if counts]
+        return str(tokenizer.decode(counted, skip_special_tokens=True))
     answers = [str(turn["content"]) for turn in row["messages"] if turn["role"] == "assistant"]
     before = [False, *example.counted[:-1]]
     trained = sum(now and not was for was, now in zip(before, example.counted, strict=True))

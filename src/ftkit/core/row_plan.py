@@ -18,7 +18,7 @@ from ftkit.core.columns import (
     quick_sources,
 )
 from ftkit.core.preferences import CONVERSATIONS, holds_preferences, preference_row, to_dialogue
-from ftkit.core.sharegpt import parse_tools, refuse_calls, to_messages
+from ftkit.core.sharegpt import parse_tools, refuse_tools, to_messages
 from ftkit.core.transcripts import Marks, find_marks, split_turns
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.nested import dotted_names, with_nested
@@ -219,11 +219,10 @@ def plan_messages(turns: str, template: Template | None, beginning: Beginning) -
         if turns == "conversations" or holds_speakers(messages) or holds_calls(messages):
             messages = to_messages(messages, values.get("system") if turns == "conversations" else None, where)
         check_messages(messages, where)
+        tools = parse_tools(values.get("tools"), where)
         if template is not None and "tool" not in (template.chat or ""):
-            refuse_calls(messages, template.name, where)
-        row: Row = {"messages": messages}
-        if tools := parse_tools(values.get("tools"), where):
-            row["tools"] = tools
+            refuse_tools(messages, tools, template.name, where)
+        row: Row = {"messages": messages} | ({"tools": tools} if tools else {})
         if template is not None:
             return row | {"template": template.fingerprint}
         return row | {key: values[key] for key in CARRIED if key in values}

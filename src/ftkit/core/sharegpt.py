@@ -38,12 +38,17 @@ def to_messages(turns: Any, system: Any, where: str) -> list[dict[str, Any]]:
 
 
 def to_message(turn: Any, place: str) -> dict[str, Any]:
-    """One turn; turns that already have a role stay as they are, but for a content of null beside tool calls."""
+    """One turn; turns that already have a role stay as they are, but for tool calls.
+
+    Beside these a content of null becomes an empty text, and arguments that are JSON text become what it says.
+    """
     if not isinstance(turn, dict):
         raise UserError(f"{place} is {type_name(turn)}, should be an object", ExitCode.DATA)
     if "from" not in turn and "role" in turn:
-        calls_without_text = turn.get("tool_calls") and turn.get("content") is None
-        return {**turn, "content": ""} if calls_without_text else turn
+        if not (calls := turn.get("tool_calls")):
+            return turn
+        content = "" if turn.get("content") is None else turn["content"]
+        return {**turn, "content": content, "tool_calls": parse_calls(calls, place)}
     speaker = turn.get("from")
     if speaker == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": parse_calls(turn.get("value"), place)}
@@ -56,20 +61,27 @@ def to_message(turn: Any, place: str) -> dict[str, Any]:
 
 
 def parse_calls(value: Any, place: str) -> list[dict[str, Any]]:
-    """The calls in `{"name": ..., "arguments": {...}}`, or in a list of such, written as JSON text or given as such."""
+    """The calls in `{"name": ..., "arguments": {...}}`, or in a list of such, written as JSON text or given as such.
+
+    OpenAI's calls keep what stands beside their `function`, as an `id`.
+    """
     found = parse_json(value, f"{place}: the function call")
     calls = found if isinstance(found, list) else [found]
-    for call in calls:
+    wrapped = [call if isinstance(call, dict) and "function" in call else {"function": call} for call in calls]
+    for call in (call["function"] for call in wrapped):
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             raise UserError(
                 f"{place}: the function call names no function",
                 ExitCode.DATA,
                 hint='a call is {"name": "...", "arguments": {...}}',
             )
-    return [
-        {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
-        for call in calls
-    ]
+    return [{"type": "function", **call, "function": parse_arguments(call["function"], place)} for call in wrapped]
+
+
+def parse_arguments(function: dict[str, Any], place: str) -> dict[str, Any]:
+    """A called function with its arguments as an object; without any they are empty."""
+    given = parse_json(function.get("arguments") or {}, f"{place}: the arguments of {function['name']}")
+    return {"name": function["name"], "arguments": given}
 
 
 def parse_tools(value: Any, where: str) -> list[dict[str, Any]]:
@@ -92,16 +104,16 @@ def parse_json(value: Any, what: str) -> Any:
         raise UserError(f"{what} is not JSON: {error.msg.partition(': line')[0]}", ExitCode.DATA) from None
 
 
-def refuse_calls(messages: Any, template: str, where: str) -> None:
-    """A data error for a turn that calls a tool, where the template has no place for it."""
-    for number, message in enumerate(messages if isinstance(messages, list) else [], 1):
-        if isinstance(message, dict) and message.get("tool_calls"):
-            raise UserError(
-                f"{where}: turn {number} calls a tool, and template {template} has no place for tool calls",
-                ExitCode.DATA,
-                hint="leave out --template: the model's own chat template renders the calls; "
-                "or leave such conversations out: --on-error skip --rejects FILE",
-            )
+def refuse_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]], template: str, where: str) -> None:
+    """A data error for tools and for turns that call one, where the template has no place for them."""
+    called = [f"turn {number} calls a tool" for number, message in enumerate(messages, 1) if message.get("tool_calls")]
+    if called or tools:
+        raise UserError(
+            f"{where}: {called[0] if called else 'it has tools'}, and template {template} has no place for tools",
+            ExitCode.DATA,
+            hint="leave out --template: the model's own chat template renders them; "
+            "or leave such conversations out: --on-error skip --rejects FILE",
+        )
 
 
 def common_turns(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.jsonl import parse_row
-from ftkit.io.records import check_messages, type_name
+from ftkit.io.records import check_messages, check_tools, type_name
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Question:
 
     messages: what was said, the last by the user. rendered: a prompt that `ftkit prep` rendered, instead.
     template: fingerprint of the template that the row was made with, if it names one. adapter: who should answer.
+    tools: functions that may be called.
     """
 
     where: str
@@ -22,6 +23,7 @@ class Question:
     rendered: str | None = None
     template: str | None = None
     adapter: str | None = None
+    tools: list[dict[str, Any]] | None = None
 
     @property
     def text(self) -> str:
@@ -73,7 +75,9 @@ def question_of_row(row: dict[str, Any], where: str) -> Question:
     template = text_or_none(row, "template", "text like alpaca@0123456789ab", where)
     adapter = text_or_none(row, "adapter", "the name of an adapter", where)
     if "messages" in row:
-        return Question(where, asked_messages(row["messages"], where), template=template, adapter=adapter)
+        asked = asked_messages(row["messages"], where)
+        check_tools({**row, "messages": asked}, where)
+        return Question(where, asked, template=template, adapter=adapter, tools=row.get("tools"))
     row = {"prompt": row["text"], **row} if "text" in row else row
     if "prompt" not in row:
         has = ", ".join(map(str, row)) or "no keys"

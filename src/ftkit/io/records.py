@@ -28,7 +28,7 @@ def kind_of(row: dict[str, Any]) -> Kind | None:
 def check_row(row: dict[str, Any], where: str, *, kinds: tuple[Kind, ...] = TRAINED) -> Kind:
     """The row's kind; a row that nothing can be learned from is a data error at `where` (`file:line`).
 
-    `kinds` are those that the caller can use; by default those that can be trained, without tool calls.
+    `kinds` are those that the caller can use; by default those that can be trained.
     """
     kind = kind_of(row)
     if kind is None:
@@ -44,8 +44,7 @@ def check_row(row: dict[str, Any], where: str, *, kinds: tuple[Kind, ...] = TRAI
         check_weight(row["weight"], where)
     if kind == "messages":
         check_messages(row["messages"], where)
-        if kinds == TRAINED:
-            refuse_tool_calls(row["messages"], where)
+        check_tools(row, where)
     elif kind == "preference":
         check_preference(row, where)
     else:
@@ -137,15 +136,38 @@ def check_messages(messages: Any, where: str) -> None:
         )
 
 
-def refuse_tool_calls(messages: list[dict[str, Any]], where: str) -> None:
-    """A data error for a turn that calls a tool: rendered without it, the turn would teach something else."""
-    for number, message in enumerate(messages, 1):
-        if message.get("tool_calls"):
-            raise UserError(
-                f"{where}: turn {number} calls a tool; tool calls cannot be trained yet",
-                ExitCode.DATA,
-                hint="leave such conversations out of the rows",
-            )
+def check_tools(row: dict[str, Any], where: str) -> None:
+    """The tools of a conversation and the calls in it as chat templates take them: arguments are an object, no text."""
+    if row.get("tools") and not are_functions(row["tools"]):
+        hint = 'a tool is {"type": "function", "function": {"name": "...", "parameters": {...}}}'
+        raise UserError(f"{where}: 'tools' should be a list of functions, each with a name", ExitCode.DATA, hint=hint)
+    for number, message in enumerate(row["messages"], 1):
+        if not (calls := message.get("tool_calls")):
+            continue
+        hint = 'a call is {"type": "function", "function": {"name": "...", "arguments": {...}}}; ftkit prep makes it so'
+        if message["role"] != "assistant":
+            raise UserError(f"{where}: turn {number}: only the assistant calls tools", ExitCode.DATA, hint=LEAVE_OUT)
+        if not are_functions(calls):
+            raise UserError(f"{where}: turn {number} calls a tool without a name", ExitCode.DATA, hint=hint)
+        for call in calls:
+            if not isinstance(given := call["function"].get("arguments"), dict):
+                what = f"the arguments of a call are {type_name(given)}, should be an object"
+                raise UserError(f"{where}: turn {number}: {what}", ExitCode.DATA, hint=hint)
+
+
+def are_functions(values: Any) -> bool:
+    """True for a list of OpenAI's functions, or of calls of them."""
+    functions = [value.get("function") if isinstance(value, dict) else None for value in values or ()]
+    return isinstance(values, list) and all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions)
+
+
+def refuse_calls_in_pairs(row: dict[str, Any], where: str) -> None:
+    """A data error for a pair of answers in which a tool is called: nothing renders the tools of pairs."""
+    for key in ("prompt", "chosen", "rejected", "completion"):
+        turns = row[key] if isinstance(row.get(key), list) else []
+        if any(turn.get("tool_calls") for turn in turns):
+            what = f"{where}: '{key}' calls a tool; pairs with tool calls cannot be compared yet"
+            raise UserError(what, ExitCode.DATA, hint="leave such pairs out of the rows")
 
 
 def type_name(value: Any) -> str:

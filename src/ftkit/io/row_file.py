@@ -7,7 +7,7 @@ from typing import Any
 from ftkit import console
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.jsonl import STDIN, read_rows, source_name
-from ftkit.io.records import TRAINED, Kind, check_row, refuse_tool_calls
+from ftkit.io.records import TRAINED, Kind, check_row, refuse_calls_in_pairs
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ def read_row_file(source: str, command: str, *, kinds: tuple[Kind, ...] = TRAINE
     for number, row in read_rows(source):
         place = f"{name}:{number}"
         found.setdefault(check_row(row, place, kinds=kinds), place)
-        for turns in (row.get("messages"), row.get("prompt"), row.get("chosen"), row.get("rejected")):
-            refuse_tool_calls(turns if isinstance(turns, list) else [], place)
+        refuse_calls_in_pairs(row, place)
         rows.append(row)
         places.append(place)
     if not rows:

@@ -1,6 +1,7 @@
 """A prompt template: fields -> prompt and completion, with the fingerprint that travels with rows and adapters."""
 
 import hashlib
+import json
 import re
 import time
 import tomllib
@@ -105,8 +106,14 @@ class Template:
 
     def render_chat(self, messages: list[dict[str, Any]], *, generate: bool, **extra: Any) -> str:
         """A conversation as one text; with `generate` it ends where the assistant's answer begins."""
-        values = {"messages": messages, "add_generation_prompt": generate, "bos_token": "", "eos_token": "", **extra}
-        return self._render(self._compiled["chat"], values)
+        values = {
+            "messages": messages,
+            "add_generation_prompt": generate,
+            "bos_token": "",
+            "eos_token": "",
+            "tools": None,
+        }
+        return self._render(self._compiled["chat"], values | extra)
 
     def prompt_for(self, typed_text: str) -> str:
         """The prompt for what a person typed in chat."""
@@ -185,6 +192,7 @@ def sandbox() -> Sandbox:
     environment = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.globals["raise_exception"] = refuse
     environment.globals[LOOP_WATCH] = watched
+    environment.filters["tojson"] = plain_json
     return environment
 
 
@@ -195,6 +203,11 @@ def watched(items: Iterable[Any]) -> Iterator[Any]:
         if time.monotonic() > end:
             raise SecurityError(f"a loop takes more than {LONGEST_LOOP_SECONDS} seconds")
         yield item
+
+
+def plain_json(value: Any, indent: int | None = None) -> str:
+    """`tojson` as chat templates know it: Jinja's own writes `<` and `&` for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def refuse(message: str) -> None:
