@@ -1,6 +1,7 @@
 """Rows of text and label, from the command line: a head for classes on encoders and decoders."""
 
 import json
+import math
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -204,6 +205,22 @@ def test_options_that_do_not_fit_labels_are_refused(train, run_here, bases, tmp_
     assert_refused(run_here("chat", "run", "-p", "a", "--system", "b"), ExitCode.USAGE, "reads one text")
     refused = run_here("estimate-memory", "--model", bases["llama"], "--data", "rows.jsonl")
     assert_refused(refused, ExitCode.ENVIRONMENT, "--dry-run foretells its memory")
+
+
+@pytest.mark.parametrize(("options", "rate"), [([], "lr 0.001 "), (["--full"], "lr 2e-05 "), (["--lr", 0.5], "lr 0.5 ")])
+def test_a_new_head_beside_an_adapter_learns_faster_unless_told(options, rate, train, bases):
+    result = train("--model", bases["bert"], *options, "--dry-run")
+    assert result.exit_code == 0 and rate in result.stderr, result.stderr
+
+
+def test_a_loss_is_a_spike_only_above_what_a_coin_would_have(train, bases, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftkit.commands.train_loop.SPIKE_WINDOW", 1)
+    monkeypatch.setattr("ftkit.commands.train_loop.SPIKE", 0.0)
+    result = train("--model", bases["llama"], *QUICK, "--run", "run")
+    losses = {line["step"]: line["loss"] for line in jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in line}
+    above = [step for step, loss in losses.items() if step > 1 and loss > math.log(2)]
+    assert result.exit_code == 0 and 0 < len(above) < len(losses) - 1
+    assert [event["step"] for event in info_of(tmp_path / "run")["events"]] == above
 
 
 # ---------------------------------------------------------------- real input

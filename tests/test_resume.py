@@ -403,13 +403,13 @@ def test_a_machine_without_memory_for_the_weights_is_said_before_they_are_loaded
 
 def test_a_spike_of_the_loss_is_reported_and_kept(train, tmp_path, monkeypatch):
     monkeypatch.setattr("ftkit.commands.train_loop.SPIKE_WINDOW", 3)
-    monkeypatch.setattr("ftkit.commands.train_loop.SPIKE", 1.01)
-    result = train(*RUN, "--lr", 0.5, "--schedule", "constant")  # far too fast: the loss goes up
+    monkeypatch.setattr("ftkit.commands.train_loop.SPIKE", 0.9)  # a loss that falls slowly is one
+    result = train(*RUN)
     (event, *_) = info_of(tmp_path / "run")["events"]
     assert result.exit_code == 0 and "the median of the 3 before" in event["what"] and event["what"] in result.stderr
     losses = [line["loss"] for line in jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     step = event["step"]
-    assert losses[step - 1] > 1.01 * sorted(losses[step - 4 : step - 1])[1]
+    assert losses[step - 1] > 0.9 * sorted(losses[step - 4 : step - 1])[1]
 
 
 # ---------------------------------------------------------------- what a hostile reader thought of

@@ -53,7 +53,8 @@ from ftkit.io.run_lock import NAME as LOCK
 from ftkit.io.trackers import check_trackers
 
 DEFAULT_LR = {"lora": 2e-4, "qlora": 2e-4, "int8": 2e-4, "full": 2e-5}
-SCRATCH_LR = 1e-3
+SCRATCH_LR = CLASSES_LR = 1e-3
+"""From scratch, and for adapters beside a head for classes: the head is new, and the steps are few."""
 NOT_IDENTITY = (
     "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker", "force",
 )  # fmt: skip
@@ -210,12 +211,11 @@ def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
         if settings.micro_tokens == "auto"
         else int(settings.micro_tokens)
     )
-    lr = settings.lr or (SCRATCH_LR if settings.init else DEFAULT_LR[settings.method])
     return Plan(
         batch=settings.batch,
         micro_batch=micro,
         steps=steps,
-        lr=lr,
+        lr=settings.lr or default_lr(settings),
         schedule=settings.schedule,
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
@@ -224,6 +224,13 @@ def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
         share_prefix=settings.share_prefix == "on" and not settings.neftune,  # each row has noise of its own
         micro_tokens=tokens,
     )
+
+
+def default_lr(settings: TrainSettings) -> float:
+    """The learning rate where none is asked for."""
+    if settings.init:
+        return SCRATCH_LR
+    return CLASSES_LR if settings.objective == "classify" and settings.method != "full" else DEFAULT_LR[settings.method]
 
 
 def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any]], base: Base) -> str:

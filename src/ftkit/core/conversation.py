@@ -56,7 +56,9 @@ class Speaker:
         return not self.encoder.renders_chat and self.encoder.template is None
 
     def prompt(self, messages: list[Message], max_new: int, tools: Tools = None) -> Prompt:
-        """The prompt for the last message, with the tools that may be called; the oldest exchanges are left out where the conversation is too long.
+        """The prompt for the last message, with the tools that may be called.
+
+        The oldest exchanges are left out where the conversation is too long.
 
         Room is kept for an answer of max_new tokens, but for at most a quarter of the context.
         """

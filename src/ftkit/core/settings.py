@@ -336,7 +336,10 @@ class TrainSettings(ModelSettings):
     init: Annotated[
         str | None, Option("Train from scratch: folder with a config.json and a tokenizer", metavar="CONFIG")
     ] = None
-    lr: Annotated[float | None, Option("Learning rate; 2e-4 for adapters, 2e-5 for --full, 1e-3 from scratch")] = None
+    lr: Annotated[
+        float | None,
+        Option("Learning rate; 2e-4 for adapters, 1e-3 for those with labels, 2e-5 for --full, 1e-3 from scratch"),
+    ] = None
     epochs: Annotated[float, Option("Passes over the data")] = 3.0
     steps: Annotated[int | None, Option("Optimizer steps; replaces --epochs")] = None
     schedule: Annotated[
