@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ftkit.core.adapters import virtual_tokens
 from ftkit.core.batching import PAD_ID
 from ftkit.core.encoding import decode_answer
 from ftkit.core.loss import selecting
@@ -143,7 +144,8 @@ class Decoding:
 
     Pads are masked and positions count from each row's first token, so a row's logits do not depend on its company.
     Rows that have ended are taken out with `keep`, and with them the columns that no remaining row needs.
-    With a shared start the pads stand behind it: its columns are the first of every row.
+    With a shared start the pads stand behind it: its columns are the first of every row. An adapter's virtual tokens are
+    such a start.
 
     lengths: tokens of each row so far; width: the longest of them. pending (B, T): tokens not yet in the cache.
     """
@@ -151,6 +153,10 @@ class Decoding:
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], start: SharedStart | None = None) -> None:
         from transformers import DynamicCache
 
+        virtual = virtual_tokens(model)
+        if virtual:
+            start = start or SharedStart(virtual, virtual_cache(model))
+            prompts = [[PAD_ID] * virtual + list(prompt) for prompt in prompts]
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.device = self.model.get_input_embeddings().weight.device
         self.takes_positions = "position_ids" in signature(self.model.forward).parameters
@@ -229,7 +235,21 @@ def start_of(model: Any, prompts: Sequence[Sequence[int]]) -> SharedStart | None
     decoding.logits()
     if not decoding.takes_positions or any(type(layer) is not DynamicLayer for layer in decoding.cache.layers):
         return None
-    return SharedStart(length, decoding.cache)
+    return SharedStart(decoding.width, decoding.cache)
+
+
+@torch.no_grad()
+def virtual_cache(model: Any) -> Any:
+    """The KV cache, of one row, that an adapter's virtual tokens give: a prefix is one, a prompt goes through the model."""
+    from transformers import DynamicCache
+
+    found = model.get_prompt(batch_size=1)
+    if not isinstance(found, Tensor):
+        return found
+    base = model.get_base_model()
+    embeddings = found.to(base.get_input_embeddings().weight.dtype)
+    out = base(inputs_embeds=embeddings, past_key_values=DynamicCache(config=base.config), use_cache=True)
+    return out.past_key_values
 
 
 def generate_batch(
