@@ -132,8 +132,8 @@ def train(
     trackers: Trackers,
 ) -> Course:
     """All steps from the checkpoint `start` (None: from the first), in packs where the plan says so."""
-    plan = prepared.plan
-    optimizer = make_optimizer(model, prepared.settings.optimizer, plan.lr, prepared.settings.weight_decay)
+    plan, settings = prepared.plan, prepared.settings
+    optimizer = make_optimizer(model, settings.optimizer, plan.lr, settings.weight_decay, settings.lora_plus)
     training = begin_training(model, optimizer, plan)
     session = Session(prepared, model, folder, card, stop, training, Course(), rhythm_of_run(prepared), trackers)
     if start is not None:
@@ -250,7 +250,7 @@ def save(session: Session) -> None:
         "log_bytes": session.folder.log_size(),
         "needs": needed_checkpoints(session),
     }
-    write = write_model if prepared.trains_model else write_adapter
+    write = write_model if prepared.settings.makes_model else write_adapter
 
     def fill(folder: Any) -> None:
         write(folder, session.model, prepared.encoder.tokenizer, session.card)
