@@ -337,7 +337,8 @@ def require_all_landed(tuned: Any, folder: Path, name: str = "default") -> None:
     unknown, missing = sorted(file - held), sorted(held - file)
     if unknown:  # copies of the base's own weights, which PEFT writes beside an adapted embedding, are no fault
         own = set(tuned.state_dict())
-        unknown = sorted(name for name in unknown if name not in own and name.replace(SAVED_TWICE, ".") not in file)
+        copies = {name for name in file if SAVED_TWICE in name and name.replace(SAVED_TWICE, ".") in file}
+        unknown = sorted(set(unknown) - own - copies)
     for fault, names in (("no layer of the base takes", unknown), ("the file lacks", missing)):
         if names:
             raise UserError(
