@@ -335,8 +335,10 @@ def require_all_landed(tuned: Any, folder: Path, name: str = "default") -> None:
         held = set(get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False))
     file = set(read_header(folder / "adapter_model.safetensors"))
     unknown, missing = sorted(file - held), sorted(held - file)
-    if unknown:  # copies of the base's own weights, which PEFT writes beside an adapted embedding, are no fault
-        own = set(tuned.state_dict())
+    if (
+        unknown
+    ):  # copies of the base's own weights, and of what a tied layer shares, which PEFT writes too, are no fault
+        own = {key.removesuffix(f".{name}") for key in tuned.state_dict()}
         copies = {name for name in file if SAVED_TWICE in name and name.replace(SAVED_TWICE, ".") in file}
         unknown = sorted(set(unknown) - own - copies)
     for fault, names in (("no layer of the base takes", unknown), ("the file lacks", missing)):
