@@ -143,6 +143,24 @@ def test_an_adapter_with_biases_can_only_be_alone(adapters, tiny_model, tmp_path
     assert [speaker.name for speaker in open_speakers(biased)] == ["biased"]
 
 
+def test_what_cannot_be_switched_off_is_alone_and_has_no_base_beside_it(adapters, tiny_model, tmp_path, run_here):
+    from peft import IA3Config, PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    configs = {
+        "prompt": PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+        "ia3": IA3Config(task_type="CAUSAL_LM", target_modules=["q_proj"], feedforward_modules=[]),
+    }
+    for name, config in configs.items():
+        get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path / name)
+    result = run_here("chat", adapters["fable"], tmp_path / "prompt", "-p", "hello")
+    assert_refused(result, ExitCode.MODEL, "virtual tokens in front of every prompt")
+    assert [speaker.name for speaker in open_speakers(tmp_path / "prompt")] == ["prompt"]
+    result = run_here("chat", adapters["fable"], tmp_path / "ia3", "-p", "hello")
+    assert_refused(result, ExitCode.MODEL, "adapters of different kinds (IA3 and LORA)")
+    assert [speaker.name for speaker in open_speakers(tmp_path / "ia3")] == ["ia3", "base"]
+
+
 def test_rows_name_the_adapter_that_answers_them(adapters, run_here):
     names = ["poem", None, "base", "fable", "poem"]
     rows = [{"prompt": "Once upon a time"} | ({"adapter": name} if name else {}) for name in names]

@@ -34,6 +34,7 @@ LIGHT = (
     "core.configuration",
     "core.byte_sizes",
     "core.durations",
+    "core.methods",
     "io.settings_files",
 )
 """Loaded for --help."""

@@ -36,7 +36,7 @@ def open_llama():
 def on_meta(**settings):
     settings = TrainSettings(**settings)
     model = build_meta_model(
-        open_llama(), torch.bfloat16, quantization=quantization_config(settings.method, torch.bfloat16)
+        open_llama(), torch.bfloat16, quantization=quantization_config(settings.recipe, torch.bfloat16)
     )
     with torch.device("meta"):
         return make_trainable(model, settings)

@@ -39,15 +39,15 @@ def test_the_strongest_layer_that_names_a_setting_decides():
 
 def test_a_method_on_the_command_line_beats_another_one_in_a_file():
     resolved, sources = resolve(TrainSettings, [Layer("flags", {"full": True}), Layer("file", {"qlora": True})])
-    assert resolved.method == "full"
+    assert resolved.recipe == "full"
     assert (sources["full"], sources["qlora"]) == ("flags", "default")
 
 
 def test_a_method_that_is_only_switched_off_leaves_the_choice_to_the_next_layer():
     resolved, _ = resolve(TrainSettings, [Layer("environment", {"qlora": "0"}), Layer("file", {"full": True})])
-    assert resolved.method == "full"
+    assert resolved.recipe == "full"
     resolved, _ = resolve(TrainSettings, [Layer("environment", {"qlora": "0"}), Layer("file", {"qlora": True})])
-    assert resolved.method == "lora"
+    assert resolved.recipe == "lora"
 
 
 def test_two_methods_in_one_layer_still_contradict_each_other():

@@ -16,6 +16,7 @@ from ftkit.core.memory_estimate import MemoryEstimate, Part, Phase
 from ftkit.core.memory_simulation import SimulatedDevice, simulate
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.optimizer_memory import optimizer_memory
+from ftkit.core.optimizers import make_optimizer
 from ftkit.io.quantization import quantization_config
 
 MEASURED = Path(__file__).parents[2].parent / "shared" / "memory" / "measured.csv"
@@ -148,11 +149,17 @@ def test_the_quantised_layers_are_those_that_the_loader_quantises(tmp_path, is_t
     assert describe(ours) == describe(loaded)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adamw-foreach", "adamw-8bit", "sgd"])
+def make_real(kind, parameters, lr):
+    """What train makes of these parameters."""
+    model = nn.ParameterList(parameters)
+    return make_optimizer(model, kind, lr, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw-foreach", "adamw-8bit", "sgd", "adafactor", "lion", "lion-8bit"])
 def test_the_optimizer_keeps_as_many_bytes_as_the_real_one(kind):
     parameters = [nn.Parameter(torch.ones(shape)) for shape in ((64, 128), (5000,), (16,))]
-    if kind == "adamw-8bit":
-        from bitsandbytes.optim import AdamW8bit as Real
+    if kind in ("adafactor", "lion", "lion-8bit", "adamw-8bit"):
+        Real = partial(make_real, kind)
     else:
         Real = partial(torch.optim.SGD, momentum=0.9) if kind == "sgd" else torch.optim.AdamW
     real = Real(parameters, lr=1e-3)

@@ -79,10 +79,40 @@ def test_eight_bit_adamw_runs_on_the_cpu_and_learns_as_adamw_does():
     assert coarse[-1] == pytest.approx(exact[-1], abs=0.05 * exact[0]) and coarse[-1] != exact[-1]
 
 
-def test_paged_adamw_needs_a_gpu():
+@pytest.mark.parametrize("name", ["paged-adamw-8bit", "paged-adamw", "paged-lion-8bit"])
+def test_paged_optimizers_need_a_gpu(name):
     with pytest.raises(UserError, match="needs a CUDA GPU") as caught:
-        make_optimizer(small_model(), "paged-adamw-8bit", 0.01, 0.0)
-    assert caught.value.exit_code == ExitCode.ENVIRONMENT and "adamw-8bit" in caught.value.hint
+        make_optimizer(small_model(), name, 0.01, 0.0)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT and name.removeprefix("paged-") in caught.value.hint
+
+
+def test_lion_by_hand():
+    """Every step is lr in the direction of the sign of 0.9 m + 0.1 g, after the decay (arXiv:2302.06675, algorithm 2)."""
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
+    optimizer = make_optimizer(layer, "lion", 0.1, 0.5)
+    (layer.weight * torch.tensor([[5.0, -0.1], [2.0, -3.0]])).sum().backward()
+    optimizer.step()
+    expected = torch.tensor([[0.95 - 0.1, -1.9 + 0.1], [2.85 - 0.1, 3.8 + 0.1]])
+    torch.testing.assert_close(layer.weight.data, expected)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("adafactor", 0.01), ("lion", 0.003), ("lion-8bit", 0.003)])
+def test_other_optimizers_learn(name, rate):
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 4))
+    losses = descend(wide, make_optimizer(wide, name, rate, 0.0), 40)
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_adafactors_first_step_is_the_rate_whatever_the_gradients_size():
+    """Without its own schedule and scale: lr times a gradient of unit root mean square (arXiv:1804.04235, algorithm 4)."""
+    layer = nn.Linear(4, 4, bias=False)
+    layer.weight.data.fill_(1.0)
+    optimizer = make_optimizer(layer, "adafactor", 0.1, 0.0)
+    (layer.weight.sum() * 1000).backward()
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.data, torch.full((4, 4), 0.9), rtol=1e-4, atol=1e-4)
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -107,6 +137,7 @@ def test_only_what_is_trained_is_optimised():
     [
         ("linear", [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]),  # down to 0 at a step 7
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("wsd", [0.5, 1.0, 1.0, 1.0, 1.0, 0.5]),
         ("cosine", [0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * share / 5)) for share in (1, 2, 3, 4))]),
     ],
 )
@@ -115,7 +146,7 @@ def test_a_schedule_by_hand(schedule, rates):
     assert [learning_rate(step, 6, 1.0, schedule, 1 / 3) for step in range(1, 7)] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "wsd"])
 @pytest.mark.parametrize("total", [1, 2, 3, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.9])
 def test_no_step_is_wasted_and_none_goes_beyond_the_peak(schedule, total, warmup):
@@ -123,6 +154,17 @@ def test_no_step_is_wasted_and_none_goes_beyond_the_peak(schedule, total, warmup
     assert all(0 < rate <= 2e-4 for rate in rates)
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_warm_up_is_a_share_below_one_and_steps_from_one_on():
+    rates = [[learning_rate(step, 20, 1.0, "constant", warmup) for step in range(1, 21)] for warmup in (0.2, 4)]
+    assert rates[0] == rates[1] == [0.25, 0.5, 0.75, *[1.0] * 17]
+    assert learning_rate(1, 20, 1.0, "constant", 1) == 1.0
+
+
+def test_warmup_stable_decay_falls_in_the_last_tenth():
+    rates = [learning_rate(step, 100, 1.0, "wsd", 10) for step in range(1, 101)]
+    assert rates[9:90] == [1.0] * 81 and rates[90:] == pytest.approx([share / 11 for share in range(10, 0, -1)])
 
 
 def test_without_warm_up_a_constant_rate_is_the_peak_throughout():

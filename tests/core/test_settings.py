@@ -21,12 +21,15 @@ IN_RANGE = {
     "dropout": [0.0, 0.999],
     "max_length": [2, 10**6],
     "batch": [1, 512],
+    "virtual_tokens": [1, 100],
+    "lora_plus": [None, 0.5, 16.0],
     "micro_batch": ["auto", "1", "64"],
     "micro_tokens": ["auto", "1", "4096"],
     "lr": [None, 1e-9, 1.0],
     "epochs": [0.01, 3.0],
     "steps": [None, 1],
-    "warmup": [0.0, 0.99],
+    "warmup": [0.0, 0.99, 1, 100],
+    "checkpoint_every": [1, 8],
     "weight_decay": [0.0, 0.1],
     "max_grad_norm": [1e-3, math.inf],
     "neftune": [0.0, 15.0],
@@ -43,12 +46,15 @@ OUT_OF_RANGE = {
     "dropout": [-0.1, 1.0, math.nan],
     "max_length": [1, 0],
     "batch": [0, -1],
+    "virtual_tokens": [0, -1],
+    "lora_plus": [0.0, -1.0, math.inf, math.nan],
     "micro_batch": ["0", "-1", "many", "1.5", "", "²"],
     "micro_tokens": ["0", "-1", "all", "1.5", "", "²"],
     "lr": [0.0, -1e-4, 2e4, math.nan, math.inf],
     "epochs": [0.0, -1.0, math.inf, math.nan],
     "steps": [0, -5],
-    "warmup": [-0.1, 1.0, math.nan],
+    "warmup": [-0.1, 1.5, math.nan, math.inf],
+    "checkpoint_every": [0, -1],
     "weight_decay": [-0.1, math.inf, math.nan],
     "max_grad_norm": [0.0, -1.0, math.nan],
     "neftune": [-1.0, math.inf, math.nan],
@@ -84,8 +90,8 @@ def test_every_number_of_train_has_its_range_tested():
 
 
 def test_lora_is_the_method_where_none_is_named():
-    assert TrainSettings().method == "lora"
-    named = {TrainSettings(**{name: True}).method for name in METHOD_FLAGS}
+    assert TrainSettings().recipe == "lora"
+    named = {TrainSettings(**{name: True}).recipe for name in METHOD_FLAGS}
     assert named == {"lora", "qlora", "int8", "full"}
 
 

@@ -171,7 +171,7 @@ def test_no_run_and_an_incomplete_run_are_refused(tmp_path, monkeypatch):
         ({"evil": "x"}, "key 'evil' is refused"),
         ({"r": 0}, "r is 0"),
         ({"r": "8"}, "r is '8'"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"peft_type": "XLORA"}, "peft_type is 'XLORA'"),
         ({"peft_type": None}, "peft_type is None"),
         ({"base_model_name_or_path": None}, "names no base model"),
         ({"base_model_name_or_path": "/nowhere/tiny"}, "its base /nowhere/tiny is not there any more"),

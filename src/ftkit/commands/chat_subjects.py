@@ -13,7 +13,7 @@ from ftkit.core.kept_cache import KeptCaches
 from ftkit.errors import ExitCode, UserError, did_you_mean
 from ftkit.io.base_model import BUILTIN
 from ftkit.io.run_folder import latest_run
-from ftkit.io.several_adapters import adapter_name, changes_base, load_several, require_one_base, short_names
+from ftkit.io.several_adapters import adapter_name, load_several, require_one_base, short_names, why_alone
 from ftkit.io.template import Template
 from ftkit.io.template_files import load_template
 from ftkit.io.trained import Loaded, Trained, open_trained, open_trained_run
@@ -47,7 +47,7 @@ def load_speakers(opened: Sequence[Trained], template: str | None, device: str) 
         )
     ]
     tuned = [speaker for speaker in speakers if speaker.adapter not in (None, BASE)]
-    if tuned and len(tuned) == len(speakers) and not changes_base(opened[0]):
+    if tuned and len(tuned) == len(speakers) and why_alone(opened[0]) is None:
         speakers.append(replace(tuned[0], name=UNTUNED, adapter=BASE))  # the same prompts as the tuned one
     say_alone(speakers)
     return speakers

@@ -35,7 +35,7 @@ def measure(settings: EstimateSettings, model: Model) -> None:
             hint="leave out --measure for the estimate",
         )
     check_optimizer(settings.optimizer, device)
-    check_quantization(settings.method)
+    check_quantization(settings.quantization)
     gpu = present_gpu() if device == "cuda" else None
     predicted, measured, facts = predict_and_measure(settings, model, device, gpu)
     rows = compared(predicted, measured)
@@ -59,10 +59,10 @@ def predict_and_measure(
     """(predicted bytes, measured bytes, what was run)."""
     import torch
 
-    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.method == "full")
+    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32)
     settings = replace(settings, dtype=dtype_name(dtype))
     run = plan_run(settings, model.context, gpu)
-    quantization = quantization_config(run.method, DTYPES[run.dtype])
+    quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names)
     simulated = SimulatedDevice(CPU) if gpu is None else simulated_device(gpu)
     estimate = training_memory(settings, run, model.config, quantization, device=simulated)
     try:

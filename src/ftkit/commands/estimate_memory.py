@@ -102,7 +102,7 @@ def compare(estimates: Estimates, settings: EstimateSettings, gpu: Gpu | None) -
     """One row a method, other settings being equal."""
     found: list[tuple[Answer, str]] = []
     for method in METHODS:
-        changed = replace(settings, lora=False, full=False, load_in_8bit=False, qlora=False, **{})
+        changed = replace(settings, lora=False, full=False, load_in_8bit=False, qlora=False, method=None, quantize=None)
         changed = replace(changed, **method)
         if method.get("full") and changed.dtype == "fp16":
             changed = replace(changed, dtype="auto")

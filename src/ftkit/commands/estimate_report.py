@@ -12,6 +12,7 @@ from ftkit.commands.estimate_search import Largest, Suggestion
 from ftkit.core.caching_allocator import GIB, MIB
 from ftkit.core.gpus import MEASURED_CONTEXT, Gpu
 from ftkit.core.memory_estimate import MemoryEstimate, Part
+from ftkit.core.methods import METHODS
 from ftkit.core.planned_run import PlannedRun
 from ftkit.core.settings import EstimateSettings
 
@@ -48,10 +49,9 @@ class Answer:
     @property
     def disk(self) -> dict[str, int]:
         """Bytes of files: the base in 16 bits, what is trained, and a checkpoint with the optimizer's state."""
-        trained = self.estimate.trained_parameters * (4 if self.plan.method != "full" else item(self.plan))
-        base = 2 * (
-            self.estimate.total_parameters - (0 if self.plan.method == "full" else self.estimate.trained_parameters)
-        )
+        is_added = METHODS[self.settings.technique].is_adapter
+        trained = self.estimate.trained_parameters * (4 if is_added else item(self.plan))
+        base = 2 * (self.estimate.total_parameters - (self.estimate.trained_parameters if is_added else 0))
         optimizer = self.estimate.parts.get(Part.OPTIMIZER, 0)
         return {"base": base, "trained": trained, "checkpoint": trained + optimizer}
 

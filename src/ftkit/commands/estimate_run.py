@@ -79,7 +79,11 @@ class Estimates:
         sizes = self.model.sizes
         if settings.gpus > 1:
             require_described(sizes, settings)
-        if sizes is None or settings.framework == "hf" or self.rows is not None:
+        if not settings.is_described and (settings.fast or settings.gpus > 1):
+            what = "the closed form describes LoRA of one rank and full training, with AdamW or SGD"
+            flag = "--fast" if settings.fast else "--gpus"
+            raise UserError(what, ExitCode.ENVIRONMENT, hint=f"leave out {flag}: the model's own code is simulated")
+        if sizes is None or not settings.is_described or settings.framework == "hf" or self.rows is not None:
             return False
         return (
             settings.fast

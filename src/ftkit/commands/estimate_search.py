@@ -124,12 +124,12 @@ def changes(settings: EstimateSettings, rows: int, tokens: int) -> list[Change]:
         found.append(change("--gradient-checkpointing on", gradient_checkpointing="on"))
     if rows > 1:
         found.append(change("--micro-batch 1", micro_batch="1", micro_tokens="auto"))
-    if settings.optimizer == "adamw" and settings.method == "full":
+    if settings.optimizer == "adamw" and settings.technique == "full":
         found.append(change("--optimizer adamw-8bit", optimizer="adamw-8bit"))
-    if settings.method == "full":
+    if settings.technique == "full":
         found.append(change("--lora instead of --full", lora=True, full=False))
-    if settings.method != "qlora":
-        instead = {"int8": " instead of --load-in-8bit", "full": " instead of --full", "lora": ""}[settings.method]
+    instead = {"int8": " instead of --load-in-8bit", "full": " instead of --full", "lora": ""}.get(settings.recipe)
+    if instead is not None:
         found.append(change(f"--qlora{instead}", qlora=True, lora=False, full=False, load_in_8bit=False, dtype="auto"))
     if tokens // 2 >= SHORTEST:
         found.append(change(f"--max-length {tokens // 2}", max_length=tokens // 2))

@@ -31,7 +31,7 @@ def simulate_ftkit(
     heaviest: Callable[[PlannedRun], Any] | None,
 ) -> MemoryEstimate:
     """What `ftkit train` would take."""
-    quantization = quantization_config(run.method, DTYPES[run.dtype])
+    quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names)
     device = simulated_device(gpu, capacity)
     return training_memory(settings, run, model.config, quantization, device=device, heaviest=heaviest)
 
@@ -52,7 +52,7 @@ def simulate_hf(
         tokens=run.tokens,
         dtype=DTYPES[run.dtype],
         adapter=adapter,
-        quantization=quantization_config(run.method, DTYPES[run.dtype]),
+        quantization=quantization_config(run.method, DTYPES[run.dtype], settings.kept_names),
         is_checkpointed=settings.gradient_checkpointing == "on",
         optimizer=OPTIMIZERS.get(run.optimizer, run.optimizer),
         micro_steps=run.micro_steps,

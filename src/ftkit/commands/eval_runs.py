@@ -25,6 +25,7 @@ from ftkit.io.answer_cache import AnswerCache
 from ftkit.io.atomic import atomic_file
 from ftkit.io.devices import pick_device
 from ftkit.io.jsonl import rows_output
+from ftkit.io.quantization import quantization_of
 from ftkit.io.row_file import RowFile
 from ftkit.io.run_folder import COMPLETE, LATEST, RunFolder
 from ftkit.io.trained import Trained, open_trained_run
@@ -33,7 +34,7 @@ SCHEMA = "ftkit.runs/1"
 IN_TABLE = ("loss", "extracted_match", "accuracy", "json_equal", "field_accuracy", "bleu", "chrf", "f1", "exact_match")
 """The scores that fit beside the settings; all are in the output."""
 MOST_SCORES = 5
-BITS = {"qlora": 4, "int8": 8}
+BITS = {"nf4": 4, "nf4-dq": 4, "fp4": 4, "fp4-dq": 4, "int8": 8}
 BITS_OF_DTYPE = {"bf16": 16, "fp16": 16, "fp32": 32}
 
 
@@ -132,7 +133,7 @@ def run_facts(info: dict[str, Any], trained: Trained) -> dict[str, Any]:
         "r": settings.get("r") if has_adapter else None,
         "alpha": settings.get("alpha") if has_adapter else None,
         "targets": settings.get("targets") if has_adapter else None,
-        "bits": BITS.get(method) or BITS_OF_DTYPE.get(str(info.get("dtype"))),
+        "bits": BITS.get(quantization_of(method) or "") or BITS_OF_DTYPE.get(str(info.get("dtype"))),
         "lr": info.get("plan", {}).get("lr"),
         "rows": info.get("data", {}).get("rows"),
         "steps": info.get("steps"),

@@ -16,18 +16,18 @@ from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weigh
 from ftkit.commands.train_record import first_facts, recorded
 from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
-from ftkit.core.adapters import count_parameters, make_trainable
+from ftkit.core.adapters import count_parameters, make_trainable, start_from_rounding, target_names
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.settings import TrainSettings
 from ftkit.io.adapter_folder import copy_trained, restore_adapter, save_adapter, save_model
-from ftkit.io.base_model import Base, config_sha256, load_weights, new_weights, weights_sha256
+from ftkit.io.base_model import Base, config_sha256, load_weights, new_weights, weights_reader, weights_sha256
 from ftkit.io.card import Card
 from ftkit.io.checkpoint import Checkpoint, checkpoint_path, checkpoint_steps, newest_checkpoint, read_checkpoint
 from ftkit.io.devices import dtype_name
 from ftkit.io.free_space import require_disk, require_memory
-from ftkit.io.quantization import keep_plain_layout, quantization_config, quantized_fingerprints
+from ftkit.io.quantization import keep_plain_layout, quantization_config, quantized_fingerprints, rounding_errors
 from ftkit.io.run_folder import SCHEMA, RunFolder
 from ftkit.io.run_lock import locked
 from ftkit.io.template import Template
@@ -80,13 +80,13 @@ def load(prepared: Prepared, start: Checkpoint | None = None) -> nn.Module:
     settings, base = prepared.settings, prepared.base
     faults.point("load")
     torch.manual_seed(settings.seed)
-    if prepared.trains_model:
+    if settings.init:
         settings = replace(settings, full=True)
-        if start is not None:
-            base = Base(str(start.path), str(start.path.resolve()))
-        elif settings.init:
-            return make_trainable(new_weights(prepared.config, dtype=prepared.dtype, device=prepared.device), settings)
-    quantization = quantization_config(settings.method, prepared.dtype)
+    if settings.makes_model and start is not None:
+        base = Base(str(start.path), str(start.path.resolve()))
+    elif settings.init:
+        return make_trainable(new_weights(prepared.config, dtype=prepared.dtype, device=prepared.device), settings)
+    quantization = quantization_config(settings.recipe, prepared.dtype, settings.kept_names)
     classes = prepared.encoder.classes
     model = load_weights(
         base,
@@ -98,8 +98,10 @@ def load(prepared: Prepared, start: Checkpoint | None = None) -> nn.Module:
     )
     torch.manual_seed(settings.seed)
     model = make_trainable(model, settings)
-    if start is not None and not prepared.trains_model:
+    if start is not None and not settings.makes_model:
         restore_adapter(model, start.path)
+    elif settings.lora_init == "loftq":
+        start_from_rounding(model, rounding_errors(model, weights_reader(base)))
     keep_plain_layout(model)
     return model
 
@@ -144,11 +146,13 @@ def show_plan(prepared: Prepared, model: nn.Module) -> None:
         f" lr {plan.lr:g} {plan.schedule}"
     )
     trainable, total = count_parameters(model)
-    what = "from scratch" if settings.init else settings.method
+    what = "from scratch" if settings.init else settings.recipe
     console.info(
         f"method: {what}, {dtype_name(prepared.dtype)} on {prepared.device};"
         f" trains {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
     )
+    if targets := target_names(model):
+        console.info(f"targets: {', '.join(targets)}")
     console.info("first example, trained tokens marked:")
     console.marked(show_example(prepared.examples[0], prepared.encoder))
 
@@ -191,11 +195,11 @@ def save(prepared: Prepared, model: Any, folder: RunFolder, card: Card, course: 
     """The adapter, or the whole model where every weight was trained: of the last step, or of the best checkpoint."""
     trainable, total = count_parameters(model)
     info |= {"trainable": trainable, "parameters": total}
-    path = folder.model if prepared.trains_model else folder.adapter
+    path = folder.model if prepared.settings.makes_model else folder.adapter
     kept = kept_step(prepared, course)
     if kept != len(course.losses):
         copy_trained(read_checkpoint(checkpoint_path(folder.path, kept)).path, path)
-    elif prepared.trains_model:
+    elif prepared.settings.makes_model:
         save_model(path, model, prepared.encoder.tokenizer, card)
     else:
         save_adapter(path, model, prepared.encoder.tokenizer, card)
@@ -217,7 +221,7 @@ def make_card(prepared: Prepared, model: nn.Module) -> Card:
         base_revision=base.revision,
         base_config_sha256=config_sha256(base),
         base_weights_sha256=None if settings.init else weights_sha256(base),
-        method="full" if settings.init else settings.method,
+        method="full" if settings.init else settings.recipe,
         objective=settings.objective,
         dtype=dtype_name(prepared.dtype),
         max_length=settings.max_length,
@@ -229,6 +233,7 @@ def make_card(prepared: Prepared, model: nn.Module) -> Card:
         stop_strings=list(template.stop) if template else [],
         quantized_sha256=quantized_fingerprints(model),
         labels=list(encoder.classes),
+        kept_16bit=settings.kept_names,
     )
 
 

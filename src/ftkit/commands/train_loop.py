@@ -1,10 +1,10 @@
 """The steps of a run: logged, validated, saved in checkpoints, stopped when asked, gone on with to the same bytes."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite, log
 from statistics import median
 from typing import Any
 
@@ -47,7 +47,7 @@ SAVING_SHARE = 0.02
 """With a rhythm of time, saving takes at most this share of it."""
 SAMPLES, SAMPLE_TOKENS = 3, 64
 """Held-out prompts that are answered at each validation of --early-stop, and the longest answer."""
-SPIKE, SPIKE_WINDOW, SPIKE_FLOOR = 2.0, 50, log(2)
+SPIKE, SPIKE_WINDOW, SPIKE_FLOOR = 2.0, 50, math.log(2)
 """A loss of more than SPIKE times the median of the last SPIKE_WINDOW steps is reported, if it is above SPIKE_FLOOR nats.
 
 Below it the model still gives what it should say more than half of the probability: where losses are small (classes, a text
@@ -136,8 +136,8 @@ def train(
     trackers: Trackers,
 ) -> Course:
     """All steps from the checkpoint `start` (None: from the first), in packs where the plan says so."""
-    plan = prepared.plan
-    optimizer = make_optimizer(model, prepared.settings.optimizer, plan.lr, prepared.settings.weight_decay)
+    plan, settings = prepared.plan, prepared.settings
+    optimizer = make_optimizer(model, settings.optimizer, plan.lr, settings.weight_decay, settings.lora_plus)
     training = begin_training(model, optimizer, plan)
     session = Session(prepared, model, folder, card, stop, training, Course(), rhythm_of_run(prepared), trackers)
     if start is not None:
@@ -254,7 +254,7 @@ def save(session: Session) -> None:
         "log_bytes": session.folder.log_size(),
         "needs": needed_checkpoints(session),
     }
-    write = write_model if prepared.trains_model else write_adapter
+    write = write_model if prepared.settings.makes_model else write_adapter
 
     def fill(folder: Any) -> None:
         write(folder, session.model, prepared.encoder.tokenizer, session.card)
@@ -356,7 +356,7 @@ def validate(session: Session, step: int) -> None:
     (loss, counted, scores), used = within_memory(session.training.plan, prepared.valid_examples, work)
     if used != session.training.plan:
         record_event(session, "out of memory on the held-out rows: they went through in smaller micro-batches")
-    if not isfinite(loss):
+    if not math.isfinite(loss):
         hint = "look for NaN in the weights of the base, or make --lr smaller"
         raise UserError(f"step {step:,}: the held-out loss is {loss}", ExitCode.DIVERGED, hint=hint)
     samples = {"samples": sample(session)} if prepared.settings.early_stop else {}

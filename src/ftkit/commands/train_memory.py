@@ -45,7 +45,7 @@ def foretell(prepared: Prepared) -> MemoryEstimate | None:
 def simulate(prepared: Prepared, device: SimulatedDevice) -> MemoryEstimate | None:
     """The simulated peak; None, said, for an architecture that cannot be simulated."""
     settings = replace(prepared.settings, full=True) if prepared.settings.init else prepared.settings
-    quantization = quantization_config(settings.method, prepared.dtype)
+    quantization = quantization_config(settings.recipe, prepared.dtype, settings.kept_names)
     try:
         with console.quiet_libraries():
             return predict_training(

@@ -20,16 +20,17 @@ from ftkit.commands.train_rows import (
     settle_objective,
     share_of,
 )
-from ftkit.core.adapters import make_trainable, trainable_parameters
+from ftkit.core.adapters import make_trainable, target_names, trainable_parameters
 from ftkit.core.batching import auto_micro_batch, auto_micro_tokens, steps_per_epoch
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import Ledger
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.methods import METHODS
 from ftkit.core.optimizer_memory import optimizer_memory
-from ftkit.core.optimizers import check_optimizer
+from ftkit.core.optimizers import check_optimizer, warmup_steps
 from ftkit.core.plan import Plan
 from ftkit.core.settings import TrainSettings
-from ftkit.core.targets import class_head
+from ftkit.core.targets import check_kept, class_head
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import is_staged
 from ftkit.io.base_model import (
@@ -52,9 +53,8 @@ from ftkit.io.quantization import check_quantization
 from ftkit.io.run_lock import NAME as LOCK
 from ftkit.io.trackers import check_trackers
 
-DEFAULT_LR = {"lora": 2e-4, "qlora": 2e-4, "int8": 2e-4, "full": 2e-5}
 SCRATCH_LR = CLASSES_LR = 1e-3
-"""From scratch, and for adapters beside a head for classes: the head is new, and the steps are few."""
+"""From scratch, and the least for adapters beside a head for classes: the head is new, and the steps are few."""
 NOT_IDENTITY = (
     "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker", "force",
 )  # fmt: skip
@@ -83,11 +83,6 @@ class Prepared:
     packing_fault: str | None = None
     """Why rows are padded though packs were asked for."""
 
-    @property
-    def trains_model(self) -> bool:
-        """True where every weight is trained, so that a model is written and no adapter."""
-        return bool(self.settings.init) or self.settings.method == "full"
-
 
 def prepare(settings: TrainSettings) -> Prepared:
     """Read and check the rows, find the base, turn rows into examples, decide the plan.
@@ -96,9 +91,9 @@ def prepare(settings: TrainSettings) -> Prepared:
     """
     refuse_many_processes(os.environ.get("WORLD_SIZE", ""))
     device = pick_device(settings.device)
-    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.method == "full" or bool(settings.init))
+    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32 or bool(settings.init))
     check_optimizer(settings.optimizer, device)
-    check_quantization(settings.method)
+    check_quantization(settings.quantization)
     refuse_no_run(settings.run)
     check_trackers(settings.tracker)
     share_of(settings.valid)
@@ -107,16 +102,26 @@ def prepare(settings: TrainSettings) -> Prepared:
     say_default(settings.init or settings.model)
     base = find_base(settings.init or settings.model, settings.revision)
     classes = classes_of(settings, data)
+    if classes and settings.technique not in ("lora", "full"):
+        what = f"classes are learned with LoRA or with every weight, not with {settings.technique}"
+        raise UserError(what, ExitCode.USAGE, hint="--lora, --qlora, --load-in-8bit or --full")
     config = config_from_scratch(base) if settings.init else check_base(base, for_classes=bool(classes))
+    refuse_quantised(base, config)
     tokenizer = load_tokenizer(base, config.get_text_config().vocab_size, answers=not classes)
     config = with_classes(config, classes, pad_token_id(tokenizer)) if classes else config
     encoder = Encoder(tokenizer, data.template, classes, settings.train_turns)
     rehearsed = rehearse(settings, base, config, dtype)
-    settings = replace(settings, max_length=cap_length(settings.max_length, config, tokenizer if classes else None))
+    settings = replace(settings, max_length=cap_length(settings, config, tokenizer if classes else None))
+    if targets := target_names(rehearsed):
+        settings = replace(
+            settings, targets=",".join(targets) if settings.technique != "lora" else lora_targets(settings)
+        )
     examples, valid_rows, valid_examples, ledger = make_examples(settings, data, encoder)
     if settings.early_stop and not valid_examples:
         hint = "--valid 0.05, or a file; or leave out --early-stop"
         raise UserError("--early-stop compares held-out losses, and no row is held out", ExitCode.DATA, hint=hint)
+    if settings.pack == "on" and METHODS[settings.technique].virtual:
+        console.info("rows are padded, not packed: virtual tokens stand in front of every row")
     plan = make_plan(settings, len(examples), max(len(e.ids) for e in examples))
     settings = replace(settings, micro_batch=str(plan.micro_batch), micro_tokens=str(plan.micro_tokens), lr=plan.lr,
                        dtype=dtype_name(dtype))  # fmt: skip
@@ -176,8 +181,19 @@ def rehearse(settings: TrainSettings, base: Base, config: Any, dtype: torch.dtyp
         new = class_head(model)
         old = {name: p for name, p in model.named_parameters() if new is None or not new.holds(name)}
         check_tensors(base, {name: tuple(parameter.shape) for name, parameter in old.items()})
+    check_kept(model, settings.kept_names)
     with console.quiet_libraries(), torch.device("meta"):
         return make_trainable(model, replace(settings, full=True) if settings.init else settings)
+
+
+def refuse_quantised(base: Base, config: Any) -> None:
+    """Exit 4 for files that hold packed weights: what an adapter on them means depends on the tool that packed them."""
+    packed = getattr(config, "quantization_config", None)
+    if packed:
+        known = packed if isinstance(packed, dict) else packed.to_dict()
+        what = f"{base.name}: is quantised already ({known.get('quant_method', 'in an unknown way')})"
+        hint = "give the 16-bit model that it was made from, with --qlora or --load-in-8bit"
+        raise UserError(what, ExitCode.MODEL, hint=hint)
 
 
 def config_from_scratch(base: Base) -> Any:
@@ -187,10 +203,24 @@ def config_from_scratch(base: Base) -> Any:
     return config
 
 
-def cap_length(asked: int, config: Any, tokenizer: Any = None) -> int:
-    """--max-length, no longer than the model's context; an encoder's may be longer than its tokenizer allows."""
+def lora_targets(settings: TrainSettings) -> str:
+    """--targets by the name that other versions of a run had, too."""
+    return "all-linear" if settings.targets == "auto" else settings.targets
+
+
+def cap_length(settings: TrainSettings, config: Any, tokenizer: Any = None) -> int:
+    """--max-length, no longer than the model's context; an encoder's may be longer than its tokenizer allows.
+
+    Virtual tokens take some of it.
+    """
+    asked = settings.max_length
     limits = [context_length(config), tokenizer and tokenizer.model_max_length]
     context: int | None = min(filter(None, limits), default=None)
+    if context is not None and METHODS[settings.technique].virtual:
+        context -= settings.virtual_tokens
+        if context < 2:
+            what = f"--virtual-tokens {settings.virtual_tokens}: the model reads {context + settings.virtual_tokens} tokens"
+            raise UserError(what, ExitCode.USAGE, hint="give fewer")
     if context is not None and asked > context:
         console.info(f"--max-length {asked} is beyond the model's context: rows of up to {context} tokens are trained")
         return context
@@ -211,6 +241,9 @@ def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
         if settings.micro_tokens == "auto"
         else int(settings.micro_tokens)
     )
+    if warmup_steps(steps, settings.warmup) >= steps > 1:
+        what = f"--warmup {settings.warmup:g} is all of the {steps} steps: the learning rate would never be reached"
+        raise UserError(what, ExitCode.USAGE, hint=f"--warmup {max(1, steps // 10)}, or a share: --warmup 0.03")
     return Plan(
         batch=settings.batch,
         micro_batch=micro,
@@ -220,7 +253,9 @@ def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
-        pack=settings.pack == "on" and settings.objective != "classify",  # its head takes one row for a sequence
+        pack=settings.pack == "on"
+        and settings.objective != "classify"  # its head takes one row for a sequence
+        and not METHODS[settings.technique].virtual,
         share_prefix=settings.share_prefix == "on" and not settings.neftune,  # each row has noise of its own
         micro_tokens=tokens,
     )
@@ -230,7 +265,8 @@ def default_lr(settings: TrainSettings) -> float:
     """The learning rate where none is asked for."""
     if settings.init:
         return SCRATCH_LR
-    return CLASSES_LR if settings.objective == "classify" and settings.method != "full" else DEFAULT_LR[settings.method]
+    method = METHODS[settings.technique]
+    return max(CLASSES_LR, method.lr) if settings.objective == "classify" and method.is_adapter else method.lr
 
 
 def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any]], base: Base) -> str:
@@ -257,7 +293,8 @@ def base_facts(base: Base, settings: TrainSettings) -> dict[str, str | None]:
 
 def weights_bytes(prepared: Prepared) -> float:
     """What the loaded weights take at the very least."""
-    quantised = {"qlora": 0.5, "int8": 1.0}.get(prepared.settings.method)
+    kind = prepared.settings.quantization
+    quantised = None if kind is None else 1.0 if kind == "int8" else 0.5
     return sum(p.numel() * (quantised or p.element_size()) for p in prepared.rehearsed.parameters())
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ftkit.core.settings import METHOD_FLAGS, flag_of
+from ftkit.core.settings import METHOD_WORDS, flag_of
 from ftkit.errors import ExitCode, UserError, did_you_mean
 
 Settings = TypeVar("Settings")
-EXCLUSIVE = [set(METHOD_FLAGS)]
+EXCLUSIVE = [set(METHOD_WORDS), {"qlora", "load_in_8bit", "full", "quantize"}]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def resolve(kind: type[Settings], layers: list[Layer]) -> tuple[Settings, dict[s
     sources: dict[str, str] = {}
     types_of = field_types(kind)
     for layer in layers:
-        known, asked_for = set(values), {name for name, value in values.items() if value is True}
+        known, asked_for = set(values), {name for name, value in values.items() if value not in (None, False)}
         for name, value in layer.values.items():
             if name not in types_of:
                 raise unknown_key(name, layer.place(name), list(types_of))
             checked = coerce(value, types_of[name], f"{layer.place(name)}: {name}")
-            rivals = next((group for group in EXCLUSIVE if name in group), set())
+            rivals = set[str]().union(*(group for group in EXCLUSIVE if name in group))
             if name in known or rivals & asked_for:
                 continue
             values[name], sources[name] = checked, layer.name

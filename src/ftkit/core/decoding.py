@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ftkit.core.adapter_choice import use_adapter, use_any_adapter
+from ftkit.core.adapters import virtual_tokens
 from ftkit.core.batching import PAD_ID
 from ftkit.core.loss import selecting
 
@@ -34,7 +35,8 @@ class Decoding:
 
     Pads are masked and positions count from each row's first token, so a row's logits do not depend on its company.
     Rows that have ended are taken out with `keep`, and with them the columns that no remaining row needs.
-    With a shared start the pads stand behind it: its columns are the first of every row.
+    With a shared start the pads stand behind it: its columns are the first of every row. An adapter's virtual tokens are
+    such a start.
 
     lengths: tokens of each row so far; width: the longest of them. pending (B, T): tokens not yet in the cache.
     adapters: for each row the name of its adapter, or BASE; where they differ, PEFT runs them in one pass, which must
@@ -51,6 +53,10 @@ class Decoding:
         from transformers import DynamicCache
 
         self.tuned = model
+        virtual = virtual_tokens(model)
+        if virtual:
+            start = start or SharedStart(virtual, virtual_cache(model), is_ours=True)
+            prompts = [[PAD_ID] * virtual + list(prompt) for prompt in prompts]
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.adapters = list(adapters or [None])
         self.device = self.model.get_input_embeddings().weight.device
@@ -123,3 +129,17 @@ def without_columns(tensor: Tensor, at: int, count: int) -> Tensor:
     """(B, H, T, d) without `count` columns from `at`."""
     rest = tensor[:, :, at + count :]
     return torch.cat([tensor[:, :, :at], rest], dim=2) if at else rest
+
+
+@torch.no_grad()
+def virtual_cache(model: Any) -> Any:
+    """The KV cache, of one row, that an adapter's virtual tokens give: a prefix is one, a prompt goes through the model."""
+    from transformers import DynamicCache
+
+    found = model.get_prompt(batch_size=1)
+    if not isinstance(found, Tensor):
+        return found
+    base = model.get_base_model()
+    embeddings = found.to(base.get_input_embeddings().weight.dtype)
+    out = base(inputs_embeds=embeddings, past_key_values=DynamicCache(config=base.config), use_cache=True)
+    return out.past_key_values

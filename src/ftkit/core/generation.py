@@ -147,7 +147,7 @@ def start_of(model: Any, prompts: Sequence[Sequence[int]]) -> SharedStart | None
     decoding.logits()
     if not decoding.takes_positions or any(type(layer) is not DynamicLayer for layer in decoding.cache.layers):
         return None
-    return SharedStart(length, decoding.cache)
+    return SharedStart(decoding.width, decoding.cache)
 
 
 def generate_batch(

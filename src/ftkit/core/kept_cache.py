@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ftkit.core.adapters import virtual_tokens
 from ftkit.core.decoding import Decoding, SharedStart
 
 
@@ -27,8 +28,13 @@ class KeptCaches:
     ) -> Iterator[Decoding]:
         """Continue a prompt; what was read of it and of `written`, which grows meanwhile, is kept afterwards.
 
-        Not after an error or an interruption, which may have come in the middle of a pass.
+        Not after an error or an interruption, which may have come in the middle of a pass; and not where virtual tokens
+        stand in front, which no prompt names.
         """
+        if virtual_tokens(model):
+            self.computed = len(prompt)
+            yield Decoding(model, [prompt], None, [adapter])
+            return
         start = self._take(adapter, prompt)
         self.computed = len(prompt) - (start.length if start else 0)
         decoding = Decoding(model, [prompt], start, [adapter])

@@ -15,7 +15,7 @@ from torch import Tensor
 from ftkit.core.batching import AUTO_TOKENS, Batch, make_batch, pack_to_batch
 from ftkit.core.chunked_loss import causal_model, chunk_size, counted_hidden, logits_of_rows
 from ftkit.core.encoding import Example
-from ftkit.core.loss import counted_logits
+from ftkit.core.loss import behind_virtual, counted_logits
 from ftkit.core.out_of_memory import in_halves
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.packing import make_pack, rows_of_packs
@@ -94,7 +94,8 @@ def token_nats(model: Any, batch: Batch) -> Tensor:
 def hidden_of(model: Any, batch: Batch) -> Tensor | None:
     """Hidden states (N, D) of the body at the counted places; None for a model whose body cannot be watched."""
     first = batch.counted[:1]  # one position goes through the head: the body is what this pass is for
-    return counted_hidden(model, batch.counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing))
+    counted = behind_virtual(model, batch.counted, batch.input_ids)
+    return counted_hidden(model, counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing))
 
 
 def nats_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftkit.core.adapters import virtual_tokens
 from ftkit.core.batching import Batch
 from ftkit.core.chunked_loss import Targets, chunk_size, counted_hidden, loss_in_chunks
 from ftkit.core.packed_attention import attends_in_packs
@@ -26,9 +27,8 @@ def summed_loss(model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> Te
     size = chunk_size(getattr(head, "out_features", 0) or batch.labels.numel())
     if batch.counted.numel() > size:
         first = batch.counted[:1]  # one position goes through the head: the body is what this pass is for
-        hidden = counted_hidden(
-            model, batch.counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing)
-        )
+        counted = behind_virtual(model, batch.counted, batch.input_ids)
+        hidden = counted_hidden(model, counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing))
         if hidden is not None:
             return loss_in_chunks(model, hidden, targets, size)
     return targets.nats(counted_logits(model, batch.input_ids, batch.counted, **batch.packing))
@@ -45,12 +45,25 @@ def counted_logits(
     position_ids (1, T) and its layout, for which the model must be inside `packed_attention`.
     """
     packing: dict[str, Any] = {}
+    counted = behind_virtual(model, counted, input_ids)
     if layout is not None:
         assert attends_in_packs(model), "rows of a pack would see each other"
         packing = {"position_ids": position_ids, "layout": layout}
     with selecting(model.get_output_embeddings(), counted):
         logits: Tensor = model(input_ids=input_ids, use_cache=False, **packing).logits
     return logits.flatten(0, 1)
+
+
+def behind_virtual(model: Any, counted: Tensor, input_ids: Tensor) -> Tensor:
+    """Positions of the flattened input_ids (B, T) among hidden states that have those of virtual tokens in front."""
+    virtual = virtual_embeddings(model)
+    return counted + virtual * (counted // input_ids.shape[1] + 1) if virtual else counted
+
+
+def virtual_embeddings(model: Any) -> int:
+    """Virtual tokens that go through the model as embeddings (a prompt); those of a prefix are in the cache only."""
+    is_prefix = any(c.peft_type == "PREFIX_TUNING" for c in getattr(model, "peft_config", {}).values())
+    return 0 if is_prefix else virtual_tokens(model)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The optimizers themselves choose other kernels on the meta device than on CUDA, 
 down here instead; tests compare it with the state that the real optimizers keep.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,16 @@ QUANTISATION_BLOCK = 256  # values per scale of bitsandbytes' 8-bit optimizers
 SMALLEST_8BIT = 4096  # elements; smaller tensors keep 32-bit states
 SMALLEST_PAGED = 100_000  # elements; larger states live in managed memory, outside the allocator's pool
 CODE_BOOK_BYTES = 256 * 4  # one float32 table each for the signed and the unsigned code, for all tensors
+
+BITSANDBYTES = {
+    "adamw-8bit": (2, True, False),
+    "paged-adamw-8bit": (2, True, True),
+    "paged-adamw": (2, False, True),
+    "lion": (1, False, False),
+    "lion-8bit": (1, True, False),
+    "paged-lion-8bit": (1, True, True),
+}
+"""Optimizer -> its means, whether they have 8 bits, whether they are paged."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,9 @@ def optimizer_memory(kind: str, parameters: Sequence[Tensor]) -> OptimizerMemory
 
     kind: adamw (fused: AdamW, arXiv:1711.05101, algorithm 2, keeps two running means of the parameter's
     dtype and a step counter), adamw-foreach (the square roots of all second means at once on top),
-    adamw-8bit and paged-adamw-8bit (block-wise states, arXiv:2110.02861), sgd (with momentum: one mean).
-    Raises KeyError for another kind.
+    adamw-8bit and paged-adamw-8bit (block-wise states, arXiv:2110.02861), paged-adamw, sgd (with momentum: one mean),
+    lion and its forms (one mean, of float32 or 8 bits), adafactor (arXiv:1804.04235: float32 means of rows and of columns,
+    and three times the gradient in its step). Raises KeyError for another kind.
     """
     if kind == "sgd":
         return OptimizerMemory([], [[size] for size in map(_bytes, parameters)], [])
@@ -44,18 +56,32 @@ def optimizer_memory(kind: str, parameters: Sequence[Tensor]) -> OptimizerMemory
     if kind == "adamw-foreach":
         sizes = [_bytes(each) for each in parameters]
         return OptimizerMemory([], [[size, size] for size in sizes], sizes)
-    is_paged = {"adamw-8bit": False, "paged-adamw-8bit": True}[kind]
-    per_tensor = [eight_bit_state(each.numel(), is_paged) for each in parameters]
+    if kind == "adafactor":
+        widest = max((each.numel() for each in parameters), default=0)
+        return OptimizerMemory([], [factored_state(each) for each in parameters], [4 * widest] * 3)
+    means, is_8bit, is_paged = BITSANDBYTES[kind]
+    if not is_8bit:
+        sizes = [4 * each.numel() for each in parameters]
+        in_pool = [size for size in sizes if not is_paged or size < 4 * SMALLEST_PAGED]
+        return OptimizerMemory([], [[size] * means for size in in_pool], [])
+    per_tensor = [eight_bit_state(each.numel(), means, is_paged=is_paged) for each in parameters]
     has_codes = any(each.numel() >= SMALLEST_8BIT for each in parameters)
-    return OptimizerMemory([CODE_BOOK_BYTES] * 2 if has_codes else [], per_tensor, [])
+    return OptimizerMemory([CODE_BOOK_BYTES] * means if has_codes else [], per_tensor, [])
 
 
-def eight_bit_state(elements: int, is_paged: bool) -> list[int]:
-    """Two means of one byte per element and their float32 scales; 32-bit means for small tensors."""
+def eight_bit_state(elements: int, means: int, *, is_paged: bool) -> list[int]:
+    """Means of one byte per element and their float32 scales; 32-bit means for small tensors."""
     if elements < SMALLEST_8BIT:
-        return [4 * elements] * 2
-    means = [] if is_paged and elements >= SMALLEST_PAGED else [elements] * 2
-    return means + [4 * -(-elements // QUANTISATION_BLOCK)] * 2
+        return [4 * elements] * means
+    values = [] if is_paged and elements >= SMALLEST_PAGED else [elements] * means
+    return values + [4 * -(-elements // QUANTISATION_BLOCK)] * means
+
+
+def factored_state(tensor: Tensor) -> list[int]:
+    """Adafactor's float32 means: one for each row and each column of a matrix, all values of a vector; and a norm."""
+    if tensor.ndim < 2:
+        return [4 * tensor.numel(), 4]
+    return [4 * math.prod(tensor.shape[:-1]), 4 * math.prod((*tensor.shape[:-2], tensor.shape[-1])), 4]
 
 
 def _bytes(tensor: Tensor) -> int:

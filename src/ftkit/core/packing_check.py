@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftkit.core.adapters import virtual_tokens
 from ftkit.core.batching import Batch, make_batch, pack_to_batch
 from ftkit.core.encoding import Example
 from ftkit.core.loss import counted_logits
@@ -25,6 +26,8 @@ def packing_fault(model: Any, examples: Sequence[Example], device: str) -> str |
 
     Rows of this data, short ones, and one that goes beyond the model's attention window where there is such a row.
     """
+    if virtual_tokens(model):
+        return "virtual tokens stand in front of every row"
     rows = sorted(rows_to_check(examples, window_of(model)), key=lambda row: row.ids)
     was_training = model.training
     model.eval()

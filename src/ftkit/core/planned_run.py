@@ -5,6 +5,7 @@ from typing import Literal
 
 from ftkit.core.batch_sizes import auto_micro_batch, auto_micro_tokens
 from ftkit.core.gpus import Gpu
+from ftkit.core.methods import METHODS
 from ftkit.core.settings import ModelSettings
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -12,13 +13,13 @@ Dtype = Literal["bf16", "fp16", "fp32"]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What one optimizer step does, at most.
+    """What one optimizer step does, at most. method: with its quantisation, as `recipe_of` names both.
 
     tokens: of the longest row, its last one included, which is never fed. rows: of the longest micro-batch, all as long.
     micro_steps: forward and backward passes per optimizer step.
     """
 
-    method: Literal["lora", "qlora", "int8", "full"]
+    method: str
     dtype: Dtype
     tokens: int
     rows: int
@@ -40,7 +41,7 @@ def plan_run(settings: ModelSettings, context: int | None, gpu: Gpu | None) -> P
     """
     tokens = min(settings.max_length, context or settings.max_length)
     padded = PlannedRun(
-        method=settings.method,
+        method=settings.recipe,
         dtype=training_dtype(settings, gpu),
         tokens=tokens,
         rows=1,
@@ -49,7 +50,7 @@ def plan_run(settings: ModelSettings, context: int | None, gpu: Gpu | None) -> P
         pack=False,
         checkpointing=settings.gradient_checkpointing == "on",
     )
-    if settings.pack == "off":
+    if settings.pack == "off" or METHODS[settings.technique].virtual:
         return with_padded_rows(padded, settings)
     asked = None if settings.micro_batch == "auto" else min(int(settings.micro_batch), settings.batch)
     is_auto = settings.micro_tokens == "auto"
@@ -69,6 +70,6 @@ def training_dtype(settings: ModelSettings, gpu: Gpu | None) -> Dtype:
     """As `devices.pick_dtype` decides on the card itself: 32 bits where weights are trained, else bf16 where it can."""
     if settings.dtype != "auto":
         return settings.dtype
-    if settings.method == "full":
+    if settings.needs_fp32:
         return "fp32"
     return "bf16" if gpu is None or gpu.has_bf16 else "fp16"

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from ftkit.core.byte_sizes import byte_size
 from ftkit.core.durations import rhythm_of, seconds_of
+from ftkit.core.methods import METHODS, OF_LORA, recipe_of
 from ftkit.errors import ExitCode, UserError
 
 
@@ -172,11 +173,41 @@ class ModelSettings:
     qlora: Annotated[bool, Option("LoRA on a 4-bit base: NF4, double quantisation")] = False
     load_in_8bit: Annotated[bool, Option("LoRA on an 8-bit base: LLM.int8()")] = False
     full: Annotated[bool, Option("Train every weight")] = False
+    method: Annotated[
+        Literal["lora", "ia3", "prompt", "prefix", "ln", "bitfit", "full"] | None,
+        Option("What is trained: an adapter of PEFT, all biases (bitfit), or every weight"),
+    ] = None
+    train_layers: Annotated[
+        str | None,
+        Option(
+            "Train these weights only: last:4, first:2 (blocks), or names of tensors", metavar="last:N|first:N|REGEX"
+        ),
+    ] = None
+    freeze: Annotated[
+        str | None, Option("Train weights but not these tensors; alone, all the others", metavar="REGEX")
+    ] = None
+    quantize: Annotated[
+        Literal["nf4", "fp4", "int8"] | None, Option("Hold the frozen base in 4 or 8 bits (--qlora is nf4)")
+    ] = None
+    double_quant: Annotated[Literal["on", "off"], Option("Quantise the scales of 4-bit weights too")] = "on"
+    keep_16bit: Annotated[
+        str | None, Option("Layers that --quantize leaves in 16 bits, beside the output head", metavar="NAME,...")
+    ] = None
+    dora: Annotated[bool, Option("LoRA with a trained magnitude for each output (DoRA)")] = False
+    rslora: Annotated[bool, Option("LoRA scaled by alpha / sqrt(r)")] = False
+    lora_init: Annotated[
+        Literal["zero", "pissa", "loftq"],
+        Option("LoRA's start: nothing, main singular vectors, or the rounding error of 4 bits"),
+    ] = "zero"
+    rank_pattern: Annotated[
+        str | None, Option("Ranks of some layers: q_proj=8,mlp.down_proj=32", metavar="NAME=RANK,...")
+    ] = None
+    virtual_tokens: Annotated[int, Option("Virtual tokens of --method prompt and prefix", metavar="N")] = 20
     r: Annotated[int, Option("Rank of the adapter", metavar="RANK")] = 16
     alpha: Annotated[float, Option("Scale of the adapter: its product is multiplied by alpha / r")] = 32.0
-    targets: Annotated[str, Option("Adapted layers: all-linear, attention, mlp, or names, separated by commas")] = (
-        "all-linear"
-    )
+    targets: Annotated[
+        str, Option("Adapted layers: all-linear (LoRA's auto), attention, mlp, or names, separated by commas")
+    ] = "auto"
     dropout: Annotated[float, Option("Dropout in front of the adapter")] = 0.0
     max_length: Annotated[int, Option("Longest row, in tokens (capped to the model's context)", metavar="TOKENS")] = (
         2048
@@ -194,29 +225,92 @@ class ModelSettings:
         str, Option("Rows per forward pass where rows are padded; auto picks by length", metavar="auto|ROWS")
     ] = "auto"
     optimizer: Annotated[
-        Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"],
-        Option("Optimizer; the 8-bit ones are from bitsandbytes"),
+        Literal[
+            "adamw",
+            "adamw-8bit",
+            "paged-adamw",
+            "paged-adamw-8bit",
+            "adafactor",
+            "lion",
+            "lion-8bit",
+            "paged-lion-8bit",
+            "sgd",
+        ],
+        Option("Optimizer; paged ones need CUDA; 8-bit ones and lion are from bitsandbytes"),
     ] = "adamw"
     gradient_checkpointing: Annotated[
         Literal["auto", "on", "off"], Option("Recompute activations in the backward pass: slower, less memory")
     ] = "auto"
+    checkpoint_every: Annotated[int, Option("With --gradient-checkpointing: recompute one block of N", metavar="N")] = 1
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the frozen weights and activations")
     ] = "auto"
 
     @property
-    def method(self) -> Literal["lora", "qlora", "int8", "full"]:
-        """The one training method that was asked for; LoRA if none was."""
-        asked = [name for name in METHOD_FLAGS if getattr(self, name)]
+    def technique(self) -> str:
+        """The one method that was asked for, a key of METHODS; LoRA if none was."""
+        asked = [name for name in METHOD_WORDS if getattr(self, name)]
+        if len(asked) > 1:
+            flags = " and ".join(flag_of(name) for name in asked)
+            raise UserError(f"{flags} contradict each other", ExitCode.USAGE, hint=f"give one of them{self._instead()}")
+        technique = self.method or ("full" if self.full else "lora")
+        if self.train_layers or (self.freeze and (technique == "full" or not asked)):
+            if asked and technique != "full":
+                flag = f"--method {self.method}" if self.method else flag_of(asked[0])
+                what = f"--train-layers is a method of its own, {flag} another"
+                raise UserError(what, ExitCode.USAGE, hint="give one of them")
+            return "layers"
+        return technique
+
+    def _instead(self) -> str:
+        bits = next((word for name, word in (("qlora", "nf4"), ("load_in_8bit", "int8")) if getattr(self, name)), None)
+        return f"; or --method {self.method} --quantize {bits}" if self.method and bits else ""
+
+    @property
+    def quantization(self) -> str | None:
+        """How the frozen base is held: nf4, nf4-dq, fp4, fp4-dq, int8; None for 16 or 32 bits. dq: scales quantised too."""
+        asked = [name for name in ("qlora", "load_in_8bit", "quantize") if getattr(self, name)]
         if len(asked) > 1:
             flags = " and ".join(flag_of(name) for name in asked)
             raise UserError(f"{flags} contradict each other", ExitCode.USAGE, hint="give one of them")
-        return METHOD_FLAGS[asked[0]] if asked else "lora"
+        kind = self.quantize or ("nf4" if self.qlora else "int8" if self.load_in_8bit else None)
+        return f"{kind}-dq" if kind in ("nf4", "fp4") and self.double_quant == "on" else kind
+
+    @property
+    def kept_names(self) -> list[str]:
+        """Layers that --keep-16bit names."""
+        return [name for part in (self.keep_16bit or "").split(",") if (name := part.strip())]
+
+    @property
+    def recipe(self) -> str:
+        """Method and quantisation in one word: lora, qlora, int8, full, ia3/nf4-dq."""
+        return recipe_of(self.technique, self.quantization)
+
+    @property
+    def trains_weights(self) -> bool:
+        """True where weights of the model itself are trained."""
+        return METHODS[self.technique].trains_weights
+
+    @property
+    def needs_fp32(self) -> bool:
+        """True where float32 is the format unless another is asked for: weights are trained, or PEFT's IA3 mixes formats."""
+        return self.trains_weights or (self.technique == "ia3" and self.quantization is not None)
+
+    @property
+    def is_described(self) -> bool:
+        """True for what the closed form of the memory knows: full training, and LoRA of one rank."""
+        if self.recipe not in ("lora", "qlora", "int8", "full") or self.checkpoint_every > 1:
+            return False
+        is_plain = not (self.dora or self.rank_pattern or self.keep_16bit or self.double_quant == "off")
+        return is_plain and self.optimizer in ("adamw", "adamw-8bit", "paged-adamw-8bit", "sgd")
 
     def check(self) -> None:
-        """Raise a usage error for a value out of range."""
-        _ = self.method
+        """Raise a usage error for a value out of range or options that contradict each other."""
+        self._check_method()
+        self._check_quantization()
         require(self.r >= 1, "--r", self.r, "1 or more")
+        require(self.checkpoint_every >= 1, "--checkpoint-every", self.checkpoint_every, "1 or more")
+        require(self.virtual_tokens >= 1, "--virtual-tokens", self.virtual_tokens, "1 or more")
         require(0 < self.alpha < math.inf, "--alpha", self.alpha, "a number above 0")
         require(0 <= self.dropout < 1, "--dropout", self.dropout, "0 up to, but not including, 1")
         require(self.max_length >= 2, "--max-length", self.max_length, "2 or more")
@@ -225,20 +319,64 @@ class ModelSettings:
             micro = getattr(self, name)
             fits = micro == "auto" or (micro.isdecimal() and int(micro) >= 1)
             require(fits, flag_of(name), micro, "auto, or 1 or more")
-        if self.method == "full" and self.dtype == "fp16":
+        if self.trains_weights and self.dtype == "fp16":
             raise UserError(
                 "--dtype fp16 is too narrow to train the weights themselves",
                 ExitCode.USAGE,
                 hint="--dtype auto, or an adapter: --lora",
             )
 
+    def _check_method(self) -> None:
+        technique, is_of_lora = self.technique, [name for name in OF_LORA if getattr(self, name, None) not in DEFAULTS]
+        if technique != "lora" and is_of_lora:
+            what = f"{flag_of(is_of_lora[0])} is an option of LoRA, the method is {technique}"
+            raise UserError(what, ExitCode.USAGE, hint=f"leave it out, or --method lora {flag_of(is_of_lora[0])}")
+        if self.freeze and METHODS[technique].is_adapter:
+            what = f"--freeze is for methods that train weights; {technique} leaves all of them frozen"
+            raise UserError(
+                what, ExitCode.USAGE, hint="leave out --freeze, or the method: then all other weights are trained"
+            )
+        if self.targets != "auto" and (METHODS[technique].virtual or not METHODS[technique].is_adapter):
+            what = f"--targets names layers that get an adapter; {technique} has none"
+            raise UserError(what, ExitCode.USAGE, hint="leave out --targets, or --method lora")
+        if self.lora_init == "pissa" and (self.dora or self.rank_pattern):
+            other = "--dora" if self.dora else "--rank-pattern"
+            what = f"--lora-init pissa and {other} contradict each other: its result is saved as LoRA of twice the rank"
+            raise UserError(what, ExitCode.USAGE, hint="give one of them")
 
-METHOD_FLAGS: dict[str, Literal["lora", "qlora", "int8", "full"]] = {
-    "lora": "lora",
-    "qlora": "qlora",
-    "load_in_8bit": "int8",
-    "full": "full",
-}
+    def _check_quantization(self) -> None:
+        kind, technique = self.quantization, self.technique
+        has_4_bits = kind is not None and kind != "int8"
+        if kind and not METHODS[technique].is_adapter:
+            what = f"{technique} trains the weights themselves, which a base of {4 if has_4_bits else 8} bits does not have"
+            raise UserError(what, ExitCode.USAGE, hint="leave out the quantisation, or --method lora")
+        if self.double_quant == "off" and not has_4_bits:
+            what = "--double-quant is about 4-bit bases"
+            raise UserError(
+                what, ExitCode.USAGE, hint="--qlora --double-quant off, or --quantize fp4 --double-quant off"
+            )
+        if self.keep_16bit and kind is None:
+            what = "--keep-16bit leaves layers out of a quantisation that was not asked for"
+            raise UserError(what, ExitCode.USAGE, hint="--qlora --keep-16bit NAME")
+        if self.lora_init == "loftq" and not has_4_bits:
+            what = "--lora-init loftq makes up for the rounding of 4 bits"
+            raise UserError(what, ExitCode.USAGE, hint="--qlora --lora-init loftq")
+        if technique == "ia3" and kind and self.dtype in ("bf16", "fp16"):
+            what = f"--dtype {self.dtype}: IA3 on a quantised base computes in 32 bits, PEFT's layers would mix formats"
+            raise UserError(what, ExitCode.USAGE, hint="leave out --dtype")
+        if self.dora and kind == "int8":
+            what = "--dora on an 8-bit base: PEFT reads its weights in a way that bitsandbytes does not recover from"
+            raise UserError(what, ExitCode.USAGE, hint="--qlora --dora, or leave out --dora")
+        if self.lora_init == "pissa" and kind:
+            what = "--lora-init pissa takes its start out of the base's weights, which are quantised here"
+            raise UserError(what, ExitCode.USAGE, hint="--lora-init loftq, or leave out the quantisation")
+
+
+METHOD_FLAGS = ("lora", "qlora", "load_in_8bit", "full")
+METHOD_WORDS = (*METHOD_FLAGS, "method")
+"""Options that each ask for a method."""
+DEFAULTS = (None, False, "zero")
+"""Values of LoRA's options that ask for nothing."""
 
 
 ESTIMATE_RIVALS = [
@@ -304,6 +442,9 @@ class EstimateSettings(ModelSettings):
                 ExitCode.USAGE,
                 hint="leave out --gpus",
             )
+        if self.framework == "hf" and not self.is_described:
+            what = "--framework hf is a script of plain LoRA or full training"
+            raise UserError(what, ExitCode.USAGE, hint="leave out --framework, or the method's options")
         if self.framework == "hf" and (self.fast or self.data or self.measure or self.gpus > 1):
             raise UserError(
                 "--framework hf is simulated with rows of --max-length only",
@@ -338,14 +479,24 @@ class TrainSettings(ModelSettings):
     ] = None
     lr: Annotated[
         float | None,
-        Option("Learning rate; 2e-4 for adapters, 1e-3 for those with labels, 2e-5 for --full, 1e-3 from scratch"),
+        Option("Learning rate; 2e-4 for LoRA (1e-3 with labels), 2e-5 for --full, 1e-3 from scratch, else see the docs"),
     ] = None
+    lora_plus: Annotated[
+        float | None, Option("LoRA+: the second factor learns this many times as fast", metavar="RATIO")
+    ] = None
+    save: Annotated[
+        Literal["auto", "changed", "full"],
+        Option("Trained weights: the changed tensors alone or a whole model; auto: whole where all were trained"),
+    ] = "auto"
     epochs: Annotated[float, Option("Passes over the data")] = 3.0
     steps: Annotated[int | None, Option("Optimizer steps; replaces --epochs")] = None
     schedule: Annotated[
-        Literal["linear", "cosine", "constant"], Option("Course of the learning rate after warm-up")
+        Literal["linear", "cosine", "constant", "wsd"],
+        Option("Course of the learning rate after warm-up; wsd: constant, falling in the last tenth"),
     ] = "linear"
-    warmup: Annotated[float, Option("Share of the steps in which the learning rate rises from 0")] = 0.03
+    warmup: Annotated[
+        float, Option("Steps in which the learning rate rises from 0; below 1 a share", metavar="SHARE|STEPS")
+    ] = 0.03
     weight_decay: Annotated[float, Option("Decoupled weight decay of matrices")] = 0.0
     max_grad_norm: Annotated[float, Option("Gradients are clipped to this norm")] = 1.0
     neftune: Annotated[
@@ -397,7 +548,8 @@ class TrainSettings(ModelSettings):
         require(self.lr is None or 0 < self.lr <= 1, "--lr", self.lr, "above 0, at most 1")
         require(0 < self.epochs < math.inf, "--epochs", self.epochs, "a number above 0")
         require(self.steps is None or self.steps >= 1, "--steps", self.steps, "1 or more")
-        require(0 <= self.warmup < 1, "--warmup", self.warmup, "0 up to, but not including, 1")
+        is_known = 0 <= self.warmup < 1 or (1 <= self.warmup < math.inf and self.warmup == int(self.warmup))
+        require(is_known, "--warmup", self.warmup, "a share below 1, or a whole number of steps")
         require(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more")
         require(self.max_grad_norm > 0, "--max-grad-norm", self.max_grad_norm, "above 0")
         require(0 <= self.neftune < math.inf, "--neftune", self.neftune, "0 (none) or more; usual are 5 to 15")
@@ -406,10 +558,28 @@ class TrainSettings(ModelSettings):
         )
         require_seed(self.seed)
         self.check_saving()
-        if self.init and self.method != "full" and any(getattr(self, name) for name in METHOD_FLAGS):
-            raise UserError(
-                "--init trains every weight from scratch", ExitCode.USAGE, hint=f"leave out --{self.method}"
+        require(
+            self.lora_plus is None or 0 < self.lora_plus < math.inf, "--lora-plus", self.lora_plus, "a number above 0"
+        )
+        asked = [name for name in METHOD_WORDS if getattr(self, name)]
+        if self.init and self.technique != "full" and (asked or self.technique == "layers"):
+            flag = flag_of(asked[0] if asked else "train_layers" if self.train_layers else "freeze")
+            raise UserError("--init trains every weight from scratch", ExitCode.USAGE, hint=f"leave out {flag}")
+        if self.init and self.quantization:
+            hint = "leave out --quantize"
+            raise UserError("--init trains every weight from scratch", ExitCode.USAGE, hint=hint)
+        if self.save != "auto" and (METHODS[self.technique].is_adapter or self.init):
+            what = "--save is about weights of the base that are trained; " + (
+                "--init makes all of them" if self.init else f"{self.technique} adds its own"
             )
+            raise UserError(what, ExitCode.USAGE, hint="leave it out")
+
+    @property
+    def makes_model(self) -> bool:
+        """True where a whole model is written: from scratch, with every weight trained, or with --save full."""
+        if self.init or self.save == "full":
+            return True
+        return self.save == "auto" and self.technique == "full"
 
     def check_saving(self) -> None:
         """The options about checkpoints and their times."""
@@ -570,6 +740,7 @@ class MergeSettings:
         Literal["auto", "trained", "original"],
         Option("Add to the weights that training saw (trained: the default) or to the unquantised ones (original)"),
     ] = "auto"
+    checkpoint_every: Annotated[int, Option("With --gradient-checkpointing: recompute one block of N", metavar="N")] = 1
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the merged weights; auto keeps the base's")
     ] = "auto"

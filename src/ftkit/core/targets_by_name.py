@@ -13,6 +13,8 @@ def named_targets(spec: str, *, is_tied: bool) -> frozenset[str]:
     """`all-linear,lm_head` -> names of layers; a name that no layer has is exit 4, as in `resolve_targets`."""
     chosen: set[str] = set()
     for word in filter(None, (part.strip() for part in spec.split(","))):
+        if word == "auto":
+            word = "all-linear"
         if word not in KEYWORDS and word not in (*LAYERS, HEAD):
             near = did_you_mean(word, [*LAYERS, HEAD, *KEYWORDS])
             hint = f"{near}this model has {', '.join((*LAYERS, HEAD))}; or {', '.join(KEYWORDS)}"

@@ -154,7 +154,7 @@ def predict_training(
     dtype: of the frozen weights. device: `simulated_device` of the card, or `SimulatedDevice(CPU)`. As `training_memory`.
     """
     run = PlannedRun(
-        method=settings.method,
+        method=settings.recipe,
         dtype=NAMES[dtype],
         tokens=max(len(example.ids) for example in examples),
         rows=plan.micro_batch,

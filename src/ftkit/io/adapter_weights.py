@@ -6,7 +6,7 @@ from typing import Any
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.shards import TensorPlace, read_header
-from ftkit.io.trained import read_adapter_config
+from ftkit.io.trained import CHANGED, read_adapter_config
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -22,6 +22,11 @@ UNTRAINED = ".original_module."
 """The base's own tensor beside one of `modules_to_save`: PEFT saves it along where the vocabulary was resized."""
 ROWS = ".token_adapter.trainable_tokens_delta"
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+NORM = ".ln_tuning_layers"
+KINDS_NOT_MERGED = {
+    "PROMPT_TUNING": "prompt tuning: virtual tokens are no weights",
+    "PREFIX_TUNING": "prefix tuning: keys and values in front of a row are no weights",
+}
 NOT_MERGED = {
     "alora_invocation_tokens": "activated LoRA",
     "layer_replication": "repeated layers",
@@ -79,6 +84,8 @@ def open_adapter_weights(folder: Path) -> Adapter:
     """The adapter of a folder; what ftkit does not merge, or what is no part of an adapter, is exit 4."""
     config = read_adapter_config(folder)
     refuse_unmerged(folder, config)
+    if config["peft_type"] == CHANGED:
+        return Adapter(folder, config, {}, read_header(folder / WEIGHTS))
     halves: dict[str, dict[str, TensorPlace]] = {}
     saved: dict[str, TensorPlace] = {}
     rows: dict[str, Rows] = {}
@@ -86,7 +93,7 @@ def open_adapter_weights(folder: Path) -> Adapter:
     header = read_header(folder / WEIGHTS)
     by_peft = is_left_to_peft(config, header)
     for key, place in header.items():
-        name = key.removeprefix(PREFIX)
+        name = key.removeprefix(PREFIX).replace(NORM, "")
         part = next((end for end in PARTS if name.endswith(end)), None)
         if UNTRAINED in name:
             continue
@@ -97,7 +104,7 @@ def open_adapter_weights(folder: Path) -> Adapter:
         elif name.endswith(ROWS):
             layer = name.removesuffix(ROWS)
             rows[layer] = trained_rows(folder, layer, config, place)
-        elif is_saved_whole(name, config):
+        elif config["peft_type"] == "LN_TUNING" or is_saved_whole(name, config):
             saved[without_wrapper(name)] = place
         elif by_peft:
             others[key] = place
@@ -120,7 +127,7 @@ def is_left_to_peft(config: dict[str, Any], header: dict[str, TensorPlace]) -> b
     """True for all but LoRA on matrices: other methods, packed experts (bare parameters), convolutions."""
     factors = (place for key, place in header.items() if PARTS.get("." + ".".join(key.split(".")[-2:])) in ("a", "b"))
     return (
-        config["peft_type"] != "LORA"
+        config["peft_type"] not in ("LORA", "LN_TUNING")
         or bool(config.get("target_parameters"))
         or any(len(place.shape) > 2 for place in factors)
     )
@@ -140,6 +147,8 @@ def is_saved_whole(name: str, config: dict[str, Any]) -> bool:
 
 def refuse_unmerged(folder: Path, config: dict[str, Any]) -> None:
     """Kinds of adapters that cannot be merged truly (yet) are refused, never merged in part."""
+    if kind := KINDS_NOT_MERGED.get(config["peft_type"]):
+        raise unmerged(folder, kind, "serve base and adapter together: ftkit chat")
     for key, name in NOT_MERGED.items():
         if config.get(key):
             raise unmerged(folder, f"{name} ({key})")
@@ -148,11 +157,9 @@ def refuse_unmerged(folder: Path, config: dict[str, Any]) -> None:
         raise unmerged(folder, f"an adapter that changed its base at the start (init_lora_weights: {start})")
 
 
-def unmerged(folder: Path, what: str) -> UserError:
+def unmerged(folder: Path, what: str, hint: str = "merge it with PEFT: model.merge_and_unload()") -> UserError:
     """The refusal of one kind of adapter."""
-    return UserError(
-        f"{folder}: ftkit does not merge {what}", ExitCode.MODEL, hint="merge it with PEFT: model.merge_and_unload()"
-    )
+    return UserError(f"{folder}: ftkit does not merge {what}", ExitCode.MODEL, hint=hint)
 
 
 def whole_pair(folder: Path, layer: str, parts: dict[str, TensorPlace]) -> Pair:

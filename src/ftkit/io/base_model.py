@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.resources import files
@@ -372,6 +372,21 @@ def head_of(config: Any) -> ClassHead:
 
     with console.quiet_libraries(), torch.device("meta"):
         return ClassHead(model_class(config).from_config(config))
+
+
+def weights_reader(base: Base) -> Callable[[str], Any]:
+    """Reads single tensors of a base's files by their names; exit 4 for a name that they do not have."""
+    from ftkit.io.tensors import read_finite
+
+    layout = read_layout(local_files(base, weights=True))
+
+    def read(name: str) -> Any:
+        if name not in layout:
+            hint = "transformers renames this architecture's tensors while it loads them: leave out --lora-init"
+            raise UserError(f"{base.name}: its files name no tensor '{name}'", ExitCode.MODEL, hint=hint)
+        return read_finite(layout[name], name)
+
+    return read
 
 
 def require_all_found(base: Base, found: Mapping[str, Any]) -> None:

@@ -20,7 +20,8 @@ class Card:
     base_weights_sha256: as `base_model.weights_sha256` says it (None: from a Hugging Face id, or trained from scratch).
     template_text: the whole template file (None: rows had no template, or the tokenizer's chat template renders them).
     pattern, example: what `ftkit prep` made of the columns, and one instruction of that form.
-    quantized_sha256: layer name -> sha256 of its quantised weight as training saw it.
+    quantized_sha256: layer name -> sha256 of its quantised weight as training saw it. kept_16bit: names of layers that
+    were left out of the quantisation.
     labels: the classes of a head for them, in the order of its logits; empty where text is written.
     """
 
@@ -41,6 +42,7 @@ class Card:
     stop_strings: list[str] = field(default_factory=list)
     quantized_sha256: dict[str, str] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
+    kept_16bit: list[str] = field(default_factory=list)
 
     @property
     def template(self) -> Template | None:

@@ -4,7 +4,7 @@ NF4 and double quantisation: QLoRA, arXiv:2305.14314, section 3. LLM.int8(): arX
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,39 +15,53 @@ from ftkit.errors import ExitCode, UserError
 
 BLOCK = 64
 """Weights per 4-bit block with a scale of its own."""
+HEADS = ("lm_head", "embed_out")
+"""Output heads, which transformers keeps by itself only where no other layer is named."""
 FOUR_BITS = {
-    "qlora": ("nf4", True),
     "nf4": ("nf4", False),
     "nf4-dq": ("nf4", True),
     "fp4": ("fp4", False),
     "fp4-dq": ("fp4", True),
 }
-"""Method -> kind of number, and whether scales are quantised too (dq). train makes qlora; others come from elsewhere."""
+"""How a base is held -> kind of number, and whether scales are quantised too (dq)."""
 
 
-def quantization_config(method: str, compute: torch.dtype) -> Any:
-    """The bitsandbytes settings of a training method; None where the base stays as it is."""
+def quantization_of(method: str) -> str | None:
+    """How a training method holds its base, by the word that cards use for both: qlora -> nf4-dq, ia3/fp4 -> fp4."""
+    known = {"qlora": "nf4-dq", "int8": "int8"}.get(method) or method.rpartition("/")[2]
+    return known if known in FOUR_BITS or known == "int8" else None
+
+
+def quantization_config(method: str, compute: torch.dtype, kept: Sequence[str] = ()) -> Any:
+    """The bitsandbytes settings of a training method; None where the base stays as it is.
+
+    kept: names of layers that stay in 16 bits, beside the output head, which always does.
+    """
     from transformers import BitsAndBytesConfig
 
-    if method in FOUR_BITS:
-        kind, double = FOUR_BITS[method]
+    quantization, skipped = quantization_of(method), [*kept, *HEADS] if kept else None
+    if quantization in FOUR_BITS:
+        kind, double = FOUR_BITS[quantization]
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=kind,
             bnb_4bit_use_double_quant=double,
             bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=skipped,
         )
-    if method == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return None
 
 
-def check_quantization(method: str) -> None:
+def check_quantization(quantization: str | None) -> None:
     """Exit 6 for a quantised base where bitsandbytes is not installed."""
-    flag = {"qlora": "--qlora", "int8": "--load-in-8bit"}.get(method)
-    if flag and find_spec("bitsandbytes") is None:
+    if quantization and find_spec("bitsandbytes") is None:
         hint = "pip install bitsandbytes; or train without it: --lora"
-        raise UserError(f"{flag} needs bitsandbytes, which is not installed", ExitCode.ENVIRONMENT, hint=hint)
+        bits = 8 if quantization == "int8" else 4
+        raise UserError(
+            f"a base in {bits} bits needs bitsandbytes, which is not installed", ExitCode.ENVIRONMENT, hint=hint
+        )
 
 
 def keep_plain_layout(model: nn.Module) -> None:
@@ -105,6 +119,18 @@ def quantized_parts(weight: Any, scales: Tensor | None = None) -> list[Tensor]:
     return parts
 
 
+def rounding_errors(model: nn.Module, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(layer, its weight in the base's files minus what the layer holds), float32 (out, in), of each quantised layer.
+
+    read: the tensor of a name from the files.
+    """
+    for name, layer in quantized_layers(model):
+        weight = read(f"{name}.weight").float()
+        source: type = getattr(layer, "source_cls", nn.Linear)
+        upright = weight.T if source.__name__ == "Conv1D" else weight
+        yield name, upright - dequantize_weight(layer.weight, moved_scales(layer)).float()
+
+
 def hash_tensors(tensors: list[Tensor]) -> str:
     """sha256 over the bytes of tensors, one after the other."""
     digest = hashlib.sha256()
@@ -120,7 +146,7 @@ def quantize_weight(weight: Tensor, method: str, dtype: torch.dtype, device: str
     """
     from bitsandbytes.nn import Int8Params, Params4bit
 
-    if method == "int8":
+    if quantization_of(method) == "int8":
         return Int8Params(weight.to(dtype), requires_grad=False, has_fp16_weights=False).to(device)
     asked = quantization_config(method, dtype)
     return Params4bit(
@@ -179,7 +205,7 @@ def quantised_forward(weight: Tensor, bias: Tensor | None, x: Tensor, method: st
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     outputs, inputs = weight.shape
-    if method == "int8":
+    if quantization_of(method) == "int8":
         threshold = quantization_config(method, dtype).llm_int8_threshold
         layer = Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False, threshold=threshold)
     else:

@@ -9,8 +9,17 @@ from ftkit.io.base_model import check_base, config_sha256, weights_sha256
 from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
 from ftkit.io.quantization import quantization_config
-from ftkit.io.trained import Loaded, Trained, load_own_tokenizer, load_trained, put_adapter, read_adapter_config
+from ftkit.io.trained import (
+    CHANGED,
+    Loaded,
+    Trained,
+    load_own_tokenizer,
+    load_trained,
+    put_adapter,
+    read_adapter_config,
+)
 
+VIRTUAL = "puts virtual tokens in front of every prompt"
 PLAIN_FOLDERS = ("adapter", "model", "merged", "checkpoints")
 """Folders whose name says what is in them and not whose it is."""
 
@@ -42,25 +51,35 @@ def adapter_name(number: int) -> str:
 
 def require_one_base(opened: Sequence[Trained]) -> None:
     """Exit 4 names what was trained on another base than the first, or on the same in another format."""
+    for one in opened if len(opened) > 1 else ():
+        if why := why_alone(one):
+            raise UserError(
+                f"{one.name} {why}, so nothing else can be on that base", ExitCode.MODEL, hint=f"ftkit chat {one.name}"
+            )
     first = next((one for one in opened if one.adapter), opened[0])
     for one in opened:
         if fault := difference(first, one):
             hint = "adapters of one base can be held together; open the others in a chat of their own"
             raise UserError(f"{first.name} and {one.name} do not go together: {fault}", ExitCode.MODEL, hint=hint)
-    if len(opened) > 1 and (biased := [one.name for one in opened if changes_base(one)]):
-        what = f"{biased[0]} changes the base's own biases, so nothing else can be on that base"
-        raise UserError(what, ExitCode.MODEL, hint=f"ftkit chat {biased[0]}")
 
 
-def changes_base(trained: Trained) -> bool:
-    """True for an adapter with trained biases, which PEFT writes into the base's layers: it cannot be switched off."""
-    return trained.adapter is not None and read_adapter_config(trained.adapter).get("bias") not in (None, "none")
+def why_alone(trained: Trained) -> str | None:
+    """Why an adapter cannot be switched off and on with others of the same base; None if it can."""
+    config = read_adapter_config(trained.adapter) if trained.adapter else {}
+    if config.get("bias") not in (None, "none"):  # PEFT writes them into the base's layers
+        return "changes the base's own biases"
+    kind = config.get("peft_type", "LORA")
+    reasons = {CHANGED: "changes the base's own weights", "PROMPT_TUNING": VIRTUAL, "PREFIX_TUNING": VIRTUAL}
+    return reasons.get(kind)
 
 
 def difference(one: Trained, other: Trained) -> str | None:
     """Why two cannot share a base in memory, in words; None if they can."""
     if one.base.location != other.base.location and not is_same_base(one, other):
         return f"their bases are {one.base.name} and {other.base.name}"
+    kinds = {read_adapter_config(trained.adapter)["peft_type"] for trained in (one, other) if trained.adapter}
+    if len(kinds) > 1:
+        return f"adapters of different kinds ({' and '.join(sorted(kinds))}) cannot be held together"
     formats = {format_of(trained.card) for trained in (one, other) if trained.adapter and trained.card}
     return f"they were trained on {' and '.join(sorted(formats))} weights" if len(formats) > 1 else None
 

@@ -54,6 +54,18 @@ ADAPTER_KEYS = {
 """Kinds of adapters that are opened, and the settings that each has besides COMMON_KEYS."""
 
 
+CHANGED = "FTKIT_CHANGED_TENSORS"
+"""The peft_type of a folder with some of the base's own tensors, trained; PEFT itself refuses to open it."""
+VIRTUAL_KEYS = ("num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens", "token_dim")
+ADAPTER_KEYS |= {
+    "LN_TUNING": (),
+    "PROMPT_TUNING": (*VIRTUAL_KEYS, "prompt_tuning_init"),
+    "PREFIX_TUNING": (*VIRTUAL_KEYS, "encoder_hidden_size"),
+    CHANGED: (),
+}
+WITHOUT_RANK = ("IA3", "OFT", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", CHANGED)
+
+
 @dataclass(frozen=True)
 class Trained:
     """Where weights are and what is known of them. `adapter` is None for a whole model; `card` if not made by ftkit."""
@@ -171,7 +183,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         hint = f"ftkit opens adapters of the kinds {', '.join(ADAPTER_KEYS)}"
         raise UserError(f"{path}: peft_type is {kind!r}", ExitCode.MODEL, hint=hint)
     refuse_foreign_keys(config, path)
-    if kind not in ("IA3", "OFT") and (not isinstance(config.get("r"), int) or config["r"] < 1):
+    if kind not in WITHOUT_RANK and (not isinstance(config.get("r"), int) or config["r"] < 1):
         raise UserError(
             f"{path}: r is {config.get('r')!r}, should be 1 or more",
             ExitCode.MODEL,
@@ -219,7 +231,9 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto", adapter_
     card = trained.card
     name = card.dtype if card is not None and dtype == "auto" else dtype
     number_format: torch.dtype = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False)
-    quantization = quantization_config(card.method, number_format) if card and trained.adapter else None
+    quantization = None
+    if card and trained.adapter:
+        quantization = quantization_config(card.method, number_format, card.kept_16bit)
     classes, new_head = trained.classes, bool(trained.classes and trained.adapter)
     config = check_base(trained.base, for_classes=new_head, any_head=True)
     tokenizer = load_own_tokenizer(trained, config)
@@ -238,7 +252,10 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto", adapter_
         model = put_adapter(model, trained.adapter, adapter_name)
     keep_plain_layout(model)
     template = card.template if card else None
-    return Loaded(model.eval(), tokenizer, template, card, device, context_length(config), classes)
+    context = context_length(config)
+    if context is not None and trained.adapter is not None:
+        context -= read_adapter_config(trained.adapter).get("num_virtual_tokens") or 0
+    return Loaded(model.eval(), tokenizer, template, card, device, context, classes)
 
 
 def load_own_tokenizer(trained: Trained, config: Any) -> Any:
@@ -255,6 +272,8 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     import_bitsandbytes()
     from peft import PeftModel
 
+    if read_adapter_config(folder)["peft_type"] == CHANGED:
+        return put_changed(model, folder)
     try:
         with console.quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -281,6 +300,29 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     return tuned
 
 
+def put_changed(model: Any, folder: Path) -> Any:
+    """Trained tensors in the place of the base's, which are kept so that `without_adapter` can put them back."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    model.untuned = {name: p.detach().clone() for name, p in model.named_parameters() if name in tensors}
+    put_tensors(model, tensors, folder)
+    return model
+
+
+def put_tensors(model: Any, tensors: dict[str, Any], folder: Path) -> None:
+    """Tensors into a model's parameters of the same names and shapes; exit 4 for one that fits none."""
+    import torch
+
+    known = dict(model.named_parameters())
+    for name, value in tensors.items():
+        if name not in known or known[name].shape != value.shape:
+            what = "no tensor of the base is called" if name not in known else "of another shape than the base's:"
+            raise UserError(f"{folder}: {what} '{name}'", ExitCode.MODEL, hint="give the base that it was trained on")
+        with torch.no_grad():
+            known[name].copy_(value)
+
+
 SAVED_TWICE = ".modules_to_save."
 """In names of what PEFT saves a second time where the vocabulary was resized."""
 
@@ -293,9 +335,12 @@ def require_all_landed(tuned: Any, folder: Path, name: str = "default") -> None:
         held = set(get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False))
     file = set(read_header(folder / "adapter_model.safetensors"))
     unknown, missing = sorted(file - held), sorted(held - file)
-    if unknown:  # copies of the base's own weights, which PEFT writes beside an adapted embedding, are no fault
-        own = set(tuned.state_dict())
-        unknown = sorted(name for name in unknown if name not in own and name.replace(SAVED_TWICE, ".") not in file)
+    if (
+        unknown
+    ):  # copies of the base's own weights, and of what a tied layer shares, which PEFT writes too, are no fault
+        own = {key.removesuffix(f".{name}") for key in tuned.state_dict()}
+        copies = {name for name in file if SAVED_TWICE in name and name.replace(SAVED_TWICE, ".") in file}
+        unknown = sorted(set(unknown) - own - copies)
     for fault, names in (("no layer of the base takes", unknown), ("the file lacks", missing)):
         if names:
             raise UserError(
@@ -311,5 +356,12 @@ def without_adapter(model: Any) -> Iterator[Any]:
     if hasattr(model, "disable_adapter"):
         with model.disable_adapter():
             yield model
+    elif untuned := getattr(model, "untuned", None):
+        tuned = {name: p.detach().clone() for name, p in model.named_parameters() if name in untuned}
+        put_tensors(model, untuned, Path())
+        try:
+            yield model
+        finally:
+            put_tensors(model, tuned, Path())
     else:
         yield model
