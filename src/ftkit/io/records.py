@@ -165,7 +165,7 @@ def refuse_calls_in_pairs(row: dict[str, Any], where: str) -> None:
     """A data error for a pair of answers in which a tool is called: nothing renders the tools of pairs."""
     for key in ("prompt", "chosen", "rejected", "completion"):
         turns = row[key] if isinstance(row.get(key), list) else []
-        if any(turn.get("tool_calls") for turn in turns):
+        if any(isinstance(turn, dict) and turn.get("tool_calls") for turn in turns):
             what = f"{where}: '{key}' calls a tool; pairs with tool calls cannot be compared yet"
             raise UserError(what, ExitCode.DATA, hint="leave such pairs out of the rows")
 
