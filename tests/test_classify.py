@@ -207,7 +207,9 @@ def test_options_that_do_not_fit_labels_are_refused(train, run_here, bases, tmp_
     assert_refused(refused, ExitCode.ENVIRONMENT, "--dry-run foretells its memory")
 
 
-@pytest.mark.parametrize(("options", "rate"), [([], "lr 0.001 "), (["--full"], "lr 2e-05 "), (["--lr", 0.5], "lr 0.5 ")])
+@pytest.mark.parametrize(
+    ("options", "rate"), [([], "lr 0.001 "), (["--full"], "lr 2e-05 "), (["--lr", 0.5], "lr 0.5 ")]
+)
 def test_a_new_head_beside_an_adapter_learns_faster_unless_told(options, rate, train, bases):
     result = train("--model", bases["bert"], *options, "--dry-run")
     assert result.exit_code == 0 and rate in result.stderr, result.stderr

@@ -48,6 +48,7 @@ def test_good_rows_are_known_by_their_keys(row, kind):
         ({"messages": "hello"}, "should be a list"),
         ({"messages": ["hello"]}, "turn 1 has no role"),
         ({"messages": turns("user", "robot")}, "turn 2 has the unknown role 'robot'"),
+        ({"messages": [turns("user")[0], turns("assistant")[0] | {"weight": 0}]}, "turn 2: 'weight' of a single turn"),
         ({"messages": turns("user", "user", "assistant")}, "turn 2: two user turns in a row"),
         ({"messages": turns("user", "assistant", "system")}, "turn 3: the system message comes first"),
         ({"messages": turns("user", "assistant", "user")}, "ends with a user turn"),

@@ -479,7 +479,9 @@ class TrainSettings(ModelSettings):
     ] = None
     lr: Annotated[
         float | None,
-        Option("Learning rate; 2e-4 for LoRA (1e-3 with labels), 2e-5 for --full, 1e-3 from scratch, else see the docs"),
+        Option(
+            "Learning rate; 2e-4 for LoRA (1e-3 with labels), 2e-5 for --full, 1e-3 from scratch, else see the docs"
+        ),
     ] = None
     lora_plus: Annotated[
         float | None, Option("LoRA+: the second factor learns this many times as fast", metavar="RATIO")

@@ -121,6 +121,9 @@ def check_messages(messages: Any, where: str) -> None:
             raise UserError(f"{place} holds a list of parts; ftkit trains text only", ExitCode.DATA, hint=LEAVE_OUT)
         if not isinstance(content, str):
             raise UserError(f"{place}: content is {type_name(content)}, should be text", ExitCode.DATA, hint=LEAVE_OUT)
+        if message.get("weight") not in (None, 1):  # OpenAI's way to leave an answer out of the loss
+            hint = "take the key out to train the turn; --train-turns last trains the last one only"
+            raise UserError(f"{place}: 'weight' of a single turn is not honoured yet", ExitCode.DATA, hint=hint)
         if role == "system" and number > 1:
             raise UserError(f"{place}: the system message comes first", ExitCode.DATA, hint=LEAVE_OUT)
         if role == before and role in ("user", "assistant"):
