@@ -39,7 +39,7 @@ def test_help_of_a_command_lists_every_option_and_an_example(run_here, command):
     kind, _, example = cli.COMMANDS[command]
     listed = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", result.stdout))
     for field in fields(kind):
-        argument = field.name in ("inputs", "data") or (command in ("merge", "chat") and field.name == "run")
+        argument = field.name in ("inputs", "data", "runs") or (command == "merge" and field.name == "run")
         assert argument or flag_of(field.name) in listed, field.name
     assert {"--config", "--print-config", "--quiet", "--verbose", "--debug", "--help"} <= listed
     assert example in " ".join(result.stdout.split())

@@ -956,7 +956,7 @@ def test_an_empty_adapter_and_a_base_without_one_of_its_shards_are_refused(tiny_
         ({"layer_replication": [[0, 2], [1, 2]]}, "repeated layers"),
         ({"target_parameters": ["mlp.up_proj.weight"]}, "does not fit the base"),
         ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
+        ({"peft_type": "XLORA"}, "XLORA"),
         ({"peft_type": "IA3"}, "is refused"),
         ({"r": 0}, "r is 0"),
         ({"megatron_core": "os"}, "megatron_core"),

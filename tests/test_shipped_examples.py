@@ -1,6 +1,7 @@
 """The experiments of two articles run from the files that ftkit ships, on the built-in model, in small form."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -59,6 +60,7 @@ def test_the_four_runs_of_databricks_end_in_one_table(run_here, tmp_path, produc
     made = subprocess.run(
         ["make", "-n", "-f", EXAMPLES / "databricks.mk", *small],
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
         capture_output=True,
         text=True,
         check=True,

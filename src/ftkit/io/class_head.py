@@ -1,12 +1,12 @@
 """A head for classes in place of one for words: how a config asks for it, and which modules of a model it is."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from ftkit.errors import ExitCode, UserError
+
+if TYPE_CHECKING:  # this is read for estimates without torch too
+    from torch import Tensor, nn
 
 CLASSES = "single_label_classification"
 """transformers' word for it, as `problem_type` of a config."""
@@ -86,11 +86,11 @@ class ClassHead:
             module.register_forward_pre_hook(to_float32)
 
 
-def has_parameters(module: nn.Module) -> bool:
+def has_parameters(module: "nn.Module") -> bool:
     """False for dropout and the like."""
     return next(module.parameters(), None) is not None
 
 
-def to_float32(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def to_float32(_: "nn.Module", inputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
     """The hook of a widened module: what comes in becomes float32."""
-    return tuple(each.to(torch.float32) for each in inputs)
+    return tuple(each.float() for each in inputs)
