@@ -41,7 +41,7 @@ class Preparation:
     first: tuple[Plan, str] | None = None
     """The first input's plan and where it began."""
     seen: set[bytes] = field(default_factory=set)
-    """Digests of the rows so far, about 95 bytes each; none with --dedupe none."""
+    """Digests of the rows so far, about 100 bytes each; none with --dedupe none."""
     shown: int = 0
 
     def __post_init__(self) -> None:
