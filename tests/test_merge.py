@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from hashlib import sha256
+
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from xxhash import xxh3_128_hexdigest
 
 from ftkit.core.settings import MergeSettings
 from ftkit.errors import ExitCode, UserError
@@ -242,7 +243,7 @@ def test_merged_is_what_peft_merges_to_the_last_bit(tiny_model, tmp_path, option
     assert all(torch.equal(found[name], expected[name]) for name in found)
     listed = json.loads((out / "merge.json").read_text())["tensors"]
     changed = listed["changed"]
-    assert listed["sha256"] == {name: sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in found.items()}
+    assert listed["xxh128"] == {name: xxh3_128_hexdigest(tensor.numpy().tobytes()) for name, tensor in found.items()}
     assert changed == sorted(name for name in found if not torch.equal(found[name], base[name])) and changed
 
 
@@ -678,7 +679,7 @@ def test_a_base_that_quantises_otherwise_is_named_and_can_be_merged_unquantised(
     for layer in ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"):
         card["quantized_sha256"][layer] = "0" * 64
     (other / "ftkit.json").write_text(json.dumps(card))
-    write_manifest(other, {})
+    write_manifest(other, {}, {})
     message = refused(other, tmp_path / "out", ExitCode.MODEL)
     assert "2 layers" in message and "model.layers.0.mlp.up_proj" in message and "layers.1.self_attn.q_proj" in message
     assert (merge(other, tmp_path / "out", onto="original") / "merge.json").is_file()

@@ -9,6 +9,7 @@ from ftkit.core.settings import EvalSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import sha256_of_file
 from ftkit.io.base_model import find_base, weights_sha256
+from ftkit.io.card import read_card
 from ftkit.io.records import Kind
 from ftkit.io.row_file import RowFile, read_row_file
 from ftkit.io.run_folder import open_run, require_latest
@@ -93,6 +94,12 @@ def base_of(trained: Trained, flag: str) -> Trained:
     if trained.adapter is not None or trained.card is None:
         return replace(trained, adapter=None, card=None, run=None)
     card = trained.card
+    if card.method == "merged" and card.base_weights_sha256 is not None and not card.base.startswith("builtin:"):
+        beside = read_card(trained.base.folder.with_name("adapter")) if trained.base.folder else None
+        if beside is None or beside.base_weights_sha256 != card.base_weights_sha256:
+            what = f"{flag}: {trained.name} has the name of its base ({card.base}), not where it lies"
+            raise UserError(what, ExitCode.USAGE, hint="leave it out; --against FOLDER compares with any model")
+        card = beside
     base = find_base(card.base if card.base.startswith("builtin:") else card.base_location, card.base_revision)
     return open_trained(base.location)
 

@@ -119,10 +119,12 @@ def make_and_prove(job: Job, base: Base) -> None:
         finish(job.out, settings)
         return
     require_disk(job.out, total_bytes(job.steps), "the merged model needs", hint="give -o on another disk")
-    with atomic_folder(job.out, replace=settings.force) as folder:
+    sums: dict[str, str] = {}
+    with atomic_folder(job.out, replace=settings.force, sums=sums) as folder:
         ledger = write_weights(job.steps, job.adapter, job.trained.card, folder, settings.shard_bytes)
+        sums.update(ledger.sha256)
         changed = require_only_planned_changes(job.steps, folder, ledger)
-        write_beside(job, folder)
+        write_beside(job, folder, base)
         proof = check(job, folder)
         write_report(folder, identity | findings(job, changed, ledger, proof), base, job.own_card)
     show(job, changed, proof)
@@ -305,8 +307,8 @@ def choose_output(settings: MergeSettings, trained: Trained) -> Path:
     return trained.run.merged if trained.run else trained.adapter.with_name(trained.adapter.name + "-merged")
 
 
-def write_beside(job: Job, folder: Path) -> None:
-    """Everything of the model folder but weights and reports."""
+def write_beside(job: Job, folder: Path, base: Base) -> None:
+    """Everything of the model folder but weights and reports. base: as the adapter names it."""
     copy_beside(job.base, job.adapter.folder, folder)
     dtype = main_dtype(job.steps)
     converted = job.settings.dtype != "auto"
@@ -314,7 +316,9 @@ def write_beside(job: Job, folder: Path) -> None:
     write_modelfile(job, folder)
     if job.own_card is not None:
         own = SHORT_DTYPES[dtype] if SHORT_DTYPES[dtype] in DTYPES else "fp32"
-        write_card(folder, replace(job.own_card, method="merged", dtype=own, quantized_sha256={}))
+        place = base.public_name if base.folder else base.location
+        named = replace(job.own_card, base=base.public_name, base_location=place)
+        write_card(folder, replace(named, method="merged", dtype=own, quantized_sha256={}))
 
 
 def write_modelfile(job: Job, folder: Path) -> None:
@@ -328,7 +332,7 @@ def write_modelfile(job: Job, folder: Path) -> None:
 def findings(job: Job, changed: list[str], ledger: Ledger, proof: Proof | None) -> dict[str, Any]:
     """What merge.json tells besides what was asked."""
     return {
-        "adapters": list(job.settings.adapter) or None,
+        "adapters": [published_name(part) for part in job.settings.adapter] or None,
         "combine": job.settings.combine if job.settings.adapter else None,
         "method": job.trained.card.method if job.trained.card else None,
         "written_as": SHORT_DTYPES[main_dtype(job.steps)],
@@ -336,11 +340,17 @@ def findings(job: Job, changed: list[str], ledger: Ledger, proof: Proof | None) 
             "changed": changed,
             "unchanged": len(job.steps) - len(changed),
             "dequantised": [step.name for step in job.steps if step.quantised],
-            "sha256": dict(sorted(ledger.sha256.items())),
+            "xxh128": dict(sorted(ledger.xxh128.items())),
         },
         "proof": described(proof),
         "live": asdict(proof.live) if proof and proof.live else None,
     }
+
+
+def published_name(part: str) -> str:
+    """`some/where/a=0.7` without where it lies."""
+    path, equals, weight = part.rpartition("=")
+    return Path(path).name + equals + weight if equals else Path(part).name
 
 
 def described(proof: Proof | None) -> dict[str, Any]:

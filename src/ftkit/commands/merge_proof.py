@@ -89,7 +89,7 @@ def prove(
     to run quantised, as training ran them, for a comparison that decides nothing. dtype: the coarsest that values were
     rounded to.
     """
-    give_back_freed_memory()
+    give_back_freed_memory(above=1 << 20)
     console.info("proving: base + adapter against the merged files, on probe prompts")
     probes = plan_probes(probe_ids(trained, config, count), config.get_text_config().vocab_size)
     reference = base_and_adapter(trained, adapter, config, seen=seen)

@@ -5,12 +5,12 @@ Memory: torch itself and about three times the largest tensor of a 16-bit base (
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from ftkit import console
 from ftkit.core.merge_plan import Step
@@ -21,7 +21,18 @@ from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
 from ftkit.io.quantization import seen_in_training
 from ftkit.io.shards import NewTensor, read_chunks, read_layout, write_shards
-from ftkit.io.tensors import FLOATS, bytes_of, flat, is_finite, not_finite, read_finite, same_values
+from ftkit.io.tensors import (
+    FLOATS,
+    bytes_of,
+    flat,
+    give_back_freed_memory,
+    is_finite,
+    not_finite,
+    read_finite,
+    read_rows,
+    same_values,
+    xxh128,
+)
 
 SHORT_DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
@@ -31,30 +42,32 @@ class Ledger:
     """What the writing found.
 
     updated: tensors whose update is not zero. foreign: quantised layers that are not those of training.
-    sha256: of each tensor's bytes, as they were written.
+    xxh128: of each tensor's bytes, as they were given away. sha256: of each file of weights.
     """
 
     updated: set[str] = field(default_factory=set)
     foreign: list[str] = field(default_factory=list)
+    xxh128: dict[str, str] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
 
 
 def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder: Path, shard_bytes: int) -> Ledger:
     """Stream the base's tensors through their steps into new files, one in memory at a time."""
     refuse_idle_adapter(adapter)
+    give_back_freed_memory(above=8 << 20)
     by_name = {step.name: step for step in steps}
     ledger = Ledger()
     with console.Progress("merging, tensors", len(steps)) as progress:
 
         def content(tensor: NewTensor) -> Iterator[Any]:
-            digest = sha256()
+            digest = xxh3_128()
             for piece in merged_bytes(by_name[tensor.name], card, ledger):
                 digest.update(piece)
                 yield piece
-            ledger.sha256[tensor.name] = digest.hexdigest()
+            ledger.xxh128[tensor.name] = digest.hexdigest()
             progress.advance(note=tensor.name)
 
-        write_shards(folder, [step.result for step in steps], content, shard_bytes=shard_bytes)
+        ledger.sha256 = write_shards(folder, [step.result for step in steps], content, shard_bytes=shard_bytes)
     if ledger.foreign:
         raise foreign_quantisation(ledger.foreign)
     if not ledger.updated and adapter.is_plain:
@@ -93,6 +106,9 @@ def foreign_quantisation(layers: list[str]) -> UserError:
 
 def merged_bytes(step: Step, card: Card | None, ledger: Ledger) -> Iterator[Any]:
     """The bytes of one tensor of the result, in pieces."""
+    if step.is_sum:
+        yield from sums(step, ledger)
+        return
     if step.changes:
         merged = merged_tensor(step, card, ledger)
         if not is_finite(merged):
@@ -103,6 +119,24 @@ def merged_bytes(step: Step, card: Card | None, ledger: Ledger) -> Iterator[Any]
         if step.place.dtype in FLOATS:
             chunk = converted(chunk, step)
         yield chunk
+
+
+def sums(step: Step, ledger: Ledger) -> Iterator[Any]:
+    """The bytes of base + LoRA, some rows at a time: what stays in a processor's cache is neither copied nor waited for.
+
+    MKL's products of some rows are, to the bit, those rows of the whole product (of columns they are not).
+    """
+    assert step.pair is not None
+    a, b = read_finite(step.pair.a, step.name), read_finite(step.pair.b, step.name)
+    if not (is_zero(a) or is_zero(b)):
+        ledger.updated.add(step.name)
+    for start, rows in read_rows(step.place):
+        if not is_finite(rows):
+            raise not_finite(step.place, step.name)
+        merged = apply_delta(rows, LowRank(a, b[start : start + len(rows)], step.scale)).to(FLOATS[step.dtype])
+        if not is_finite(merged):
+            raise overflow(step)
+        yield bytes_of(merged)
 
 
 def converted(chunk: bytearray, step: Step) -> Any:
@@ -175,6 +209,9 @@ def require_only_planned_changes(steps: list[Step], folder: Path, ledger: Ledger
     written = read_layout(folder)
     if written.keys() != {step.name for step in steps}:
         raise UserError("the merged files do not hold the base's tensors", ExitCode.GATE)
+    for name, place in written.items():
+        if xxh128(place) != ledger.xxh128[name]:
+            raise UserError(f"'{name}' is not on the disk as it was written", ExitCode.IO, hint="check the disk")
     changed = [step.name for step in steps if not same_values(step.place, written[step.name])]
     strays = sorted(set(changed) - {step.name for step in steps if step.changes})
     swallowed = sorted(ledger.updated - set(changed))

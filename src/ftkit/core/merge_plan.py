@@ -47,6 +47,12 @@ class Step:
         return any((self.replaced_by, self.quantised, self.pair, self.bias, self.update, self.rows))
 
     @property
+    def is_sum(self) -> bool:
+        """True if each of its rows is the base's and that of a product: nothing looks at the tensor as a whole."""
+        others = self.replaced_by, self.quantised, self.transposed, self.bias, self.update, self.rows
+        return self.pair is not None and self.pair.magnitude is None and not any(others)
+
+    @property
     def result(self) -> NewTensor:
         """The tensor that is written."""
         return NewTensor(self.name, self.dtype, (self.replaced_by or self.place).shape)

@@ -26,14 +26,15 @@ from torch import Tensor
 
 from ftkit.core.loss import counted_logits
 
-MOST_TOKENS = 512
-"""Of all probe texts together: what a layer makes of them should be smaller than its weight."""
+MOST_TOKENS = 256
+"""Of all probe texts together: what a layer makes of them should be smaller than its weight, and each costs two
+products with every weight."""
 LONGEST_COMPARED = 64
 """Positions of a text that are compared: its last ones, where an answer stands."""
 MOST_LOGITS = 1 << 23
-LONGEST_PROMPT = 16
+LONGEST_PROMPT = 8
 CONTINUED = 4
-"""Tokens of a greedy continuation. Each is a pass through all weights."""
+"""Tokens of a greedy continuation. Each but the first is a pass through all weights."""
 PLAIN_PROBES = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle.",
     "Explain in simple words why the sky is blue.",
@@ -93,7 +94,7 @@ def batched(rows: Sequence[Sequence[int]]) -> Tensor:
 @dataclass(frozen=True)
 class Probes:
     """What both models are asked: texts, of whose last `compared` positions the logits are compared, and prompts that
-    the reference continues greedily."""
+    the reference continues greedily: their beginnings."""
 
     texts: list[list[int]]
     compared: int
@@ -104,7 +105,8 @@ def plan_probes(texts: Sequence[Sequence[int]], vocabulary: int) -> Probes:
     """Cut what is too long: texts to their ends, MOST_TOKENS in all; positions, so that MOST_LOGITS are compared."""
     longest = max(1, MOST_TOKENS // len(texts))
     compared = min(LONGEST_COMPARED, max(1, MOST_LOGITS // (vocabulary * len(texts))))
-    return Probes([list(ids[-longest:]) for ids in texts], compared, [list(ids[:LONGEST_PROMPT]) for ids in texts])
+    cut = [list(ids[-longest:]) for ids in texts]
+    return Probes(cut, compared, [ids[:LONGEST_PROMPT] for ids in cut])
 
 
 @torch.no_grad()
@@ -113,11 +115,13 @@ def reference_logits(model: Any, probes: Probes) -> tuple[list[Tensor], list[lis
 
     Logits: at the compared positions of all texts, then, token by token, at the last position of every prompt.
     """
-    found = [logits_at(model, probes.texts, compared_positions(probes.texts, probes.compared))]
+    compared, logits = first_logits(model, probes)
+    found = [compared, logits]
     rows = [list(prompt) for prompt in probes.prompts]
-    for _ in range(CONTINUED):
-        logits = logits_at(model, rows, [(number, len(row) - 1) for number, row in enumerate(rows)])
-        found.append(logits)
+    for step in range(CONTINUED):
+        if step:
+            logits = logits_at(model, rows, [(number, len(row) - 1) for number, row in enumerate(rows)])
+            found.append(logits)
         for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
             row.append(token)
     return found, [row[-CONTINUED:] for row in rows]
@@ -128,10 +132,17 @@ def other_logits(model: Any, probes: Probes, continued: Sequence[Sequence[int]])
     """Logits float32 of another model at the same positions, in parts (n, V); the reference's continuations are given."""
     rows = [[*prompt, *tokens[:-1]] for prompt, tokens in zip(probes.prompts, continued, strict=True)]
     ends = [
-        (number, len(prompt) - 1 + step) for step in range(CONTINUED) for number, prompt in enumerate(probes.prompts)
+        (number, len(prompt) - 1 + step) for step in range(1, CONTINUED) for number, prompt in enumerate(probes.prompts)
     ]
-    found = logits_at(model, probes.texts, compared_positions(probes.texts, probes.compared))
-    return [found, *torch.split(logits_at(model, rows, ends), len(rows))]
+    return [*first_logits(model, probes), *torch.split(logits_at(model, rows, ends), len(rows))]
+
+
+def first_logits(model: Any, probes: Probes) -> tuple[Tensor, Tensor]:
+    """Logits (n, V), (prompts, V) float32 at the compared positions, and at the end of each prompt: one pass."""
+    compared = compared_positions(probes.texts, probes.compared)
+    ends = [(number, len(prompt) - 1) for number, prompt in enumerate(probes.prompts)]
+    found = logits_at(model, probes.texts, [*compared, *ends])
+    return found[: len(compared)], found[len(compared) :]
 
 
 def compared_positions(texts: Sequence[Sequence[int]], compared: int) -> list[tuple[int, int]]:

@@ -742,7 +742,6 @@ class MergeSettings:
         Literal["auto", "trained", "original"],
         Option("Add to the weights that training saw (trained: the default) or to the unquantised ones (original)"),
     ] = "auto"
-    checkpoint_every: Annotated[int, Option("With --gradient-checkpointing: recompute one block of N", metavar="N")] = 1
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the merged weights; auto keeps the base's")
     ] = "auto"

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -46,10 +46,13 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, replace: bool = False, extra: dict[str, Any] | None = None) -> Iterator[Path]:
+def atomic_folder(
+    path: Path, *, replace: bool = False, extra: dict[str, Any] | None = None, sums: Mapping[str, str] | None = None
+) -> Iterator[Path]:
     """A folder to fill that takes the name `path`, manifest written last, when the block ends well.
 
-    `extra` goes into the manifest. An existing `path` is an error unless `replace`; it is only removed once the
+    `extra` goes into the manifest. sums: the sha256 of files whose maker knows it by the end of the block; others are
+    computed. An existing `path` is an error unless `replace`; it is only removed once the
     new one is whole.
     """
     refuse_existing(path, replace=replace)
@@ -60,7 +63,7 @@ def atomic_folder(path: Path, *, replace: bool = False, extra: dict[str, Any] | 
     faults.point("staged")
     try:
         yield staged
-        write_manifest(staged, extra or {})
+        write_manifest(staged, extra or {}, sums or {})
         publish(staged, path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -99,12 +102,13 @@ def publish(staged: Path, path: Path) -> None:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
-def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
+def write_manifest(folder: Path, extra: dict[str, Any], sums: Mapping[str, str]) -> None:
     """Flush every file of the folder to disk, then list them with sizes and checksums in manifest.json."""
     listed = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         sync_file(file)
-        listed[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+        name = file.relative_to(folder).as_posix()
+        listed[name] = {"bytes": file.stat().st_size, "sha256": sums.get(name) or sha256_of_file(file)}
     text = json.dumps({"schema": MANIFEST_SCHEMA, **extra, "files": listed}, indent=1, sort_keys=True)
     faults.point("manifest")
     with (folder / MANIFEST).open("w", encoding="utf-8") as file_out:

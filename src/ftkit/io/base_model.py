@@ -53,6 +53,11 @@ class Base:
         return Path(self.location) if Path(self.location).is_absolute() else None
 
     @property
+    def public_name(self) -> str:
+        """What may be published of where it is: a folder's own name, not its place on this machine."""
+        return Path(self.location).name if self.folder and not self.name.startswith("builtin:") else self.name
+
+    @property
     def short_name(self) -> str:
         """A name that fits into a file name."""
         return re.sub(r"[^A-Za-z0-9.-]+", "-", self.name.removeprefix("builtin:").rstrip("/").split("/")[-1]) or "model"

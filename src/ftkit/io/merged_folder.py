@@ -1,6 +1,7 @@
 """The folder that merge makes: where it may lie, when it is there already, its merge.json and its model card."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from ftkit import __version__, console
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import CONFIG, WEIGHTS
 from ftkit.io.atomic import check_manifest, refuse_existing, sha256_of_file
-from ftkit.io.base_model import Base, config_sha256
+from ftkit.io.base_model import Base, config_sha256, weights_sha256
 from ftkit.io.card import Card
 
 SCHEMA = "ftkit.merge/1"
@@ -17,23 +18,32 @@ WORDS = {"adapter": "adapter", "base": "base", "onto": "--onto", "dtype": "--dty
 
 
 def merge_identity(adapter: Path, base: Base, onto: str, dtype: str, trained_on: str | None = None) -> dict[str, Any]:
-    """What decides a merge's result: an output with the same identity is the same model. dtype, trained_on: as asked."""
+    """What decides a merge's result: an output with the same identity is the same model. dtype, trained_on: as asked.
+
+    No paths: the folder may be published, and the same merge elsewhere has the same bytes.
+    """
     return {
         "adapter": {
-            "path": str(adapter),
             "sha256": sha256_of_file(adapter / WEIGHTS),
-            "config_sha256": sha256_of_file(adapter / CONFIG),
+            "config_sha256": sha256_without_base(adapter / CONFIG),
         },
         "base": {
-            "name": base.name,
-            "location": base.location,
+            "name": base.public_name,
             "revision": base.revision,
             "config_sha256": config_sha256(base),
+            "weights_sha256": weights_sha256(base),
         },
         "onto": onto,
         "dtype": dtype,
         "trained_on": trained_on,
     }
+
+
+def sha256_without_base(config: Path) -> str:
+    """Of an adapter's config, whatever it calls its base and wherever that lies."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("base_model_name_or_path", None)
+    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_harm(out: Path, adapter: Path, base: Path) -> None:
@@ -81,7 +91,7 @@ def is_empty_folder(path: Path) -> bool:
 
 def why_not_the_same(out: Path, report: dict[str, Any], identity: dict[str, Any], *, unproven: bool) -> str | None:
     """What keeps an existing output from being the one that is asked for, in words; None if it is."""
-    other = [key for key, value in identity.items() if without_path(report.get(key)) != without_path(value)]
+    other = [key for key, value in identity.items() if without_name(report.get(key)) != without_name(value)]
     if other:
         return f"is merged with another {' and another '.join(WORDS[key] for key in other)}"
     if not report.get("proof", {}).get("proven") and not (unproven and "proof" in report):
@@ -93,11 +103,9 @@ def why_not_the_same(out: Path, report: dict[str, Any], identity: dict[str, Any]
     return None
 
 
-def without_path(value: Any) -> Any:
-    """A part of an identity without how its place was typed."""
-    if not isinstance(value, dict):
-        return value
-    return {key: item for key, item in value.items() if key not in ("path", "name")}
+def without_name(value: Any) -> Any:
+    """A part of an identity without what the folder was called: the same base may lie elsewhere."""
+    return {key: item for key, item in value.items() if key != "name"} if isinstance(value, dict) else value
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def model_card(report: dict[str, Any], base: Base, card: Card | None) -> str:
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if base.folder is None:
         lines += [f"base_model: {base.name}", "base_model_relation: finetune"]
-    lines += ["tags: [ftkit]", "---", "", f"# Merged with ftkit {__version__}", "", f"- base: `{base.name}`"]
+    lines += ["tags: [ftkit]", "---", "", f"# Merged with ftkit {__version__}", "", f"- base: `{base.public_name}`"]
     if card is not None:
         lines.append(f"- trained with: {card.method}, rows of up to {card.max_length} tokens")
     if card is not None and card.template_fingerprint:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.hashed_file import HashedFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -238,25 +239,36 @@ def write_shards(
     content: Callable[[NewTensor], Iterable[Any]],
     *,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Write tensors as model.safetensors, or as numbered shards and, last, their index.
+) -> dict[str, str]:
+    """Write tensors as model.safetensors, or as numbered shards and, last, their index. Returns file name -> sha256.
 
-    content: gives the bytes of a tensor in pieces (anything with the buffer protocol); it is called once for each
-    tensor, in the order of the file, so only one needs to be in memory.
+    content: gives the bytes of a tensor in pieces (anything with the buffer protocol, not changed afterwards); it is
+    called once for each tensor, in the order of the file, so only one needs to be in memory.
     """
     groups = plan_shards(tensors, shard_bytes)
     names = shard_names(len(groups))
-    for name, group in zip(names, groups, strict=True):
-        with (folder / name).open("wb") as file:
-            file.write(encode_header(group))
-            for tensor in group:
-                written = sum(file.write(piece) for piece in content(tensor))
-                assert written == tensor.nbytes, (tensor, written)
+    sums = {
+        name: write_shard(folder / name, group, content) for name, group in zip(names, groups, strict=True)
+    }
     if len(groups) > 1:
         weight_map = {tensor.name: name for name, group in zip(names, groups, strict=True) for tensor in group}
         total = sum(tensor.nbytes for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return sums
+
+
+def write_shard(path: Path, tensors: list[NewTensor], content: Callable[[NewTensor], Iterable[Any]]) -> str:
+    """One file of tensors; its sha256."""
+    with HashedFile(path) as file:
+        file.write(encode_header(tensors))
+        for tensor in tensors:
+            written = 0
+            for piece in content(tensor):
+                written += len(piece)
+                file.write(piece)
+            assert written == tensor.nbytes, (tensor, written)
+    return file.sha256
 
 
 def shard_names(count: int) -> list[str]:

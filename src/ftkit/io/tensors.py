@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.shards import TensorPlace, read_chunks, read_into
@@ -17,8 +18,9 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """The formats that can be added to, by their names in safetensors."""
 BYTES = {"U8": torch.uint8, "I8": torch.int8}
 """The formats of packed weights."""
-M_MMAP_THRESHOLD = -3  # of malloc.h
-VALUES = 1 << 21  # of a tensor that are compared or computed with at a time
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
+VALUES = 1 << 20  # of a tensor that are compared or merged at a time
+FEW_VALUES = 1 << 19  # of a tensor that are computed with at a time, in float32: in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -33,37 +35,65 @@ class FileWeight:
         return self.place.shape
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(number of the first row, rows) until all rows were given."""
+        """(number of the first row, rows) until all rows were given; each is overwritten by the next."""
         if not self.shape:
             yield 0, read_tensor(self.place).float()
             return
-        rows = self.shape[0]
-        at_once = max(1, VALUES // max(1, math.prod(self.shape[1:])))
-        for start in range(0, rows, at_once):
-            yield start, self.rows(start, min(rows, start + at_once))
-
-    def rows(self, start: int, end: int) -> Tensor:
-        """The rows from `start` up to `end`."""
-        width = self.place.nbytes // self.shape[0]
-        first = self.place.start + start * width
-        part = replace(self.place, shape=(end - start, *self.shape[1:]), start=first, end=first + (end - start) * width)
-        return read_tensor(part).float()
+        ranges = list(row_ranges(self.shape, FEW_VALUES))
+        most = max((end - start for start, end in ranges), default=0)
+        read = torch.empty(most, *self.shape[1:], dtype=FLOATS[self.place.dtype])
+        values = torch.empty(most, *self.shape[1:])
+        with self.place.file.open("rb", buffering=0) as file:
+            file.seek(self.place.start)
+            for start, end in ranges:
+                read_into(bytes_of(read[: end - start]), file, self.place)
+                yield start, values[: end - start].copy_(read[: end - start])
 
     def pick(self, rows: Tensor) -> Tensor:
         """The rows of these numbers (n,)."""
-        return torch.cat([self.rows(int(row), int(row) + 1) for row in rows])
+        return torch.cat([read_tensor(rows_of(self.place, int(row), int(row) + 1)) for row in rows]).float()
 
 
-def give_back_freed_memory() -> None:
-    """Ask glibc to return large blocks as soon as they are freed.
+def row_ranges(shape: tuple[int, ...], values: int) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of parts, equal but for one row, of about so many values or of a single row."""
+    parts = min(shape[0], -(-math.prod(shape) // values))
+    for part in range(parts):
+        yield shape[0] * part // parts, shape[0] * (part + 1) // parts
 
-    By default it learns from the first ones to keep them, and blocks of changing sizes then leave holes: 270 MB in a
-    proof of 300 million parameters.
+
+def rows_of(place: TensorPlace, start: int, end: int) -> TensorPlace:
+    """The rows from `start` up to `end` of a tensor."""
+    width = place.nbytes // place.shape[0]
+    first = place.start + start * width
+    return replace(place, shape=(end - start, *place.shape[1:]), start=first, end=first + (end - start) * width)
+
+
+def read_rows(place: TensorPlace) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first row, rows in memory of their own) until all rows were given, in the format of the file."""
+    for start, end in row_ranges(place.shape, VALUES):
+        yield start, read_tensor(rows_of(place, start, end))
+
+
+def xxh128(place: TensorPlace) -> str:
+    """A checksum of a tensor's bytes, in hex: it finds mistakes, not malice, at the speed of memory."""
+    digest = xxh3_128()
+    for chunk in read_chunks(place):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def give_back_freed_memory(above: int) -> None:
+    """Ask glibc to return blocks of more than `above` bytes as soon as they are freed, and to keep smaller ones for reuse.
+
+    By default it learns its limit from what is freed. Too low, and the system hands out every piece of a stream anew, as
+    zeros: half of a merge's time. Too high, and blocks of changing sizes leave holes: 270 MB in a proof of 300 million
+    parameters.
     """
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
         if hasattr(library, "mallopt"):
-            library.mallopt(M_MMAP_THRESHOLD, 1 << 20)
+            library.mallopt(M_MMAP_THRESHOLD, above)
+            library.mallopt(M_TRIM_THRESHOLD, 8 * above)
 
 
 def read_tensor(place: TensorPlace) -> Tensor:
