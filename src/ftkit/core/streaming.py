@@ -36,6 +36,8 @@ def build_placeholder_model(config: Any, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
     own = type(config).from_dict(config.to_dict())
+    if hasattr(own, "rescale_every"):  # RWKV halves its weights in place, for float16's sake, and an adapter's not
+        own.rescale_every = 0
     with no_init_weights(), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(own, dtype=dtype)
     model.tie_weights()
