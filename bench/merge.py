@@ -1,5 +1,5 @@
 """merge against PEFT's merge_and_unload + save_pretrained: python bench/merge.py [--size 0.3B] [--rounds 3]
-    [--peer llamafactory=BIN] [--peer trl=BIN]
+    [--peer llamafactory=BIN] [--peer trl=BIN] [--write FILE]
 
 A Llama of random bfloat16 weights in shards and a LoRA (rank 16, every linear layer) of random numbers; ftkit with and
 without its proof; other programs from the bin folder of an environment of their own: LLaMA-Factory's `export`, and for
@@ -24,6 +24,14 @@ SIZES = {
     "0.06B": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
     "0.3B": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 18, "num_attention_heads": 16},
     "1.1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
+}
+NAMES = {
+    "imports": "importing torch, transformers and PEFT",
+    "peft": "transformers + PEFT `merge_and_unload` + save",
+    "trl": "the same in TRL's environment (TRL has no export)",
+    "llamafactory": "LLaMA-Factory `export`",
+    "ftkit --no-check": "`ftkit merge --no-check`",
+    "ftkit": "`ftkit merge`, proven",
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -117,7 +125,7 @@ def run_way(way: str, folder: Path, shard: str) -> None:
     elif way == "llamafactory":
         with_llamafactory(base, adapter, out, os.environ["FTKIT_BENCH_PEER"], shard)
     else:
-        with_ftkit(adapter, out, *([] if way == "ftkit" else ["--no-check"]))
+        with_ftkit(adapter, out, "--shard-size", shard, *([] if way == "ftkit" else ["--no-check"]))
 
 
 def measure(way: str, folder: Path, shard: str, programs: str = "") -> tuple[float, float]:
@@ -128,7 +136,9 @@ def measure(way: str, folder: Path, shard: str, programs: str = "") -> tuple[flo
     command = [python, __file__, "--way", way, "--folder", str(folder), "--shard", shard]
     environment = {**os.environ, "FTKIT_BENCH_PEER": programs}
     environment = {k: v for k, v in environment.items() if not (programs and k == "PYTHONPATH")}
-    done = subprocess.run(command, check=True, capture_output=True, env=environment)
+    done = subprocess.run(command, capture_output=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{way}: {done.stderr.decode(errors='replace')[-3000:]}")
     return time.perf_counter() - started, float(done.stdout.split()[-1])
 
 
@@ -162,6 +172,7 @@ def main() -> None:
     parser.add_argument("--shard", default="250MB")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=BIN")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its marks in this file")
     parser.add_argument("--way")
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
@@ -170,7 +181,7 @@ def main() -> None:
         sys.stdout.write(f"\n{peak_mb():.0f}\n")
         return
     peers = dict(peer.split("=", 1) for peer in asked.peer)
-    ways = ("imports", "peft", *peers, "ftkit", "ftkit --no-check")
+    ways = ("imports", "peft", *peers, "ftkit --no-check", "ftkit")
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -186,13 +197,29 @@ def main() -> None:
     if asked.json:
         sys.stdout.write(json.dumps({"size": asked.size, "equal": equal, "medians": medians}) + "\n")
         return
+    sys.stdout.write(table_of(medians, equal) + "\n")
+    if asked.write:
+        write_between_marks(asked.write, table_of(medians, equal))
+
+
+def table_of(medians: dict[str, tuple[float, ...]], equal: dict[str, tuple[int, int]]) -> str:
+    """A Markdown table; time and memory also as shares of PEFT's."""
+    lines = ["| | seconds | peak MB | time | memory | tensors equal to ftkit's |", "|---|---|---|---|---|---|"]
     peft = medians["peft"]
-    sys.stdout.write(f"{asked.size}, {asked.rounds} rounds\n")
-    for way, (same, tensors) in equal.items():
-        sys.stdout.write(f"{same} of {tensors} tensors equal to those of {way} to the bit\n")
-    sys.stdout.write(f"{'way':<20}{'s':>8}{'MB':>8}{'time':>8}{'memory':>8}  of PEFT's\n")
     for way, (seconds, peak) in medians.items():
-        sys.stdout.write(f"{way:<20}{seconds:>8.1f}{peak:>8.0f}{seconds / peft[0]:>8.2f}{peak / peft[1]:>8.2f}\n")
+        same, tensors = equal.get(way, (0, 0))
+        shares = "| |" if way == "imports" else f"| {seconds / peft[0]:.2f} | {peak / peft[1]:.2f} |"
+        lines.append(
+            f"| {NAMES[way]} | {seconds:.1f} | {peak:.0f} {shares} {f'{same} of {tensors}' if tensors else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def write_between_marks(path: Path, table: str) -> None:
+    """Replace what stands between <!-- begin: python bench/merge.py ... --> and <!-- end -->."""
+    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- begin: python bench/merge.py")
+    head, _, rest = rest.partition("\n")
+    path.write_text(f"{before}{mark}{head}\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

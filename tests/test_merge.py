@@ -3,7 +3,6 @@
 import json
 import shutil
 
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -697,12 +696,12 @@ def test_files_that_are_not_base_and_adapter_do_not_pass_the_proof(adapter, tiny
     tensors = tensors_of(out)
     trained = open_trained(str(adapter))
     asked = trained, open_adapter_weights(trained.adapter), check_base(trained.base), out
-    assert prove(*asked, seen={}, live={}, dtype="F32", count=2).probes == 2
+    assert prove(*asked, list(tensors), seen={}, live={}, dtype="F32", count=2).probes == 2
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors_of(tiny_model)["model.layers.0.mlp.up_proj.weight"]
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     for dtype in ("F32", "BF16"):
         with pytest.raises(UserError, match="not base") as raised:
-            prove(*asked, seen={}, live={}, dtype=dtype, count=2)
+            prove(*asked, list(tensors), seen={}, live={}, dtype=dtype, count=2)
         assert raised.value.exit_code == ExitCode.GATE
 
 
@@ -717,8 +716,58 @@ def test_the_proof_catches_a_tied_head_that_peft_merges_into_the_embeddings_too(
     asked = trained, open_adapter_weights(adapter), check_base(trained.base)
     for dtype in ("F32", "BF16"):
         with pytest.raises(UserError, match="not base") as raised:
-            prove(*asked, tmp_path / "peft", seen={}, live={}, dtype=dtype, count=4)
+            prove(*asked, tmp_path / "peft", [], seen={}, live={}, dtype=dtype, count=4)
         assert raised.value.exit_code == ExitCode.GATE
+
+
+def test_a_model_that_rounding_moves_far_is_published_and_a_wrong_merge_of_it_is_not(tiny_model, tmp_path):
+    from ftkit.commands.merge_proof import prove
+    from ftkit.core.proof import LIMITS
+    from ftkit.io.adapter_weights import open_adapter_weights
+    from ftkit.io.base_model import check_base
+
+    base = as_bfloat16(tiny_model, tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter", spread=0.05, seed=2)
+    out = merge(adapter, tmp_path / "out")
+    report = json.loads((out / "merge.json").read_text())
+    found, limits, usual = report["proof"], report["proof"]["limits"], LIMITS["BF16"]
+    assert found["mean_kl"] > usual.mean_kl and limits["mean_kl"] > usual.mean_kl, "it is one of those models"
+    trained, tensors = open_trained(str(adapter)), tensors_of(out)
+    tensors["model.layers.0.mlp.up_proj.weight"] = tensors_of(base)["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    asked = trained, open_adapter_weights(adapter), check_base(trained.base), out, report["tensors"]["changed"]
+    with pytest.raises(UserError, match="not base"):
+        prove(*asked, seen={}, live={}, dtype="BF16", count=8)
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "mamba"])
+def test_models_that_look_into_their_own_weights_are_proven_too(tiny_model, tmp_path, kind):
+    """RWKV divides some weights while it runs, Mamba uses a layer's weight without running the layer."""
+    from transformers import AutoModelForCausalLM, MambaConfig, RwkvConfig
+
+    size = {"vocab_size": 512, "hidden_size": 16, "bos_token_id": 0, "eos_token_id": 0}
+    config, targets = {
+        "rwkv": (RwkvConfig(**size, num_hidden_layers=4, context_length=64, rescale_every=2), ["key", "value", "output"]),
+        "mamba": (MambaConfig(**size, num_hidden_layers=2, state_size=4), ["in_proj", "x_proj"]),
+    }[kind]  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, tmp_path / "base" / file)
+    adapter = make_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=targets)
+    report = json.loads((merge(adapter, tmp_path / "out") / "merge.json").read_text())
+    assert report["proof"]["proven"] and report["proof"]["mean_kl"] < 1e-8
+
+
+def test_a_merged_folder_says_nothing_of_where_it_was_made(tiny_model, tmp_path):
+    """It may be published; and the same merge has the same bytes wherever base and adapter lie."""
+    made = []
+    for place in ("here", "there"):
+        base = shutil.copytree(tiny_model, tmp_path / place / "base")
+        out = merge(make_adapter(base, tmp_path / place / "adapter", card=True), tmp_path / place / "out")
+        made.append({file.name: file.read_bytes() for file in out.iterdir()})
+    assert [name for name, data in made[0].items() if str(tmp_path).encode() in data] == []
+    assert made[0] == made[1]
 
 
 def test_the_proof_says_how_many_prompts_are_continued_alike(adapter, tmp_path):
@@ -1127,8 +1176,8 @@ def test_the_program_prints_the_path_alone_and_the_proof_beside(ftkit, qlora, tm
     }  # fmt: skip
 
 
-def test_without_a_run_the_program_says_which_command_makes_one(ftkit):
-    result = ftkit("merge")
+def test_without_a_run_the_program_says_which_command_makes_one(run_here):
+    result = run_here("merge")
     assert result.exit_code == ExitCode.MODEL and result.stdout == ""
     assert "ftkit train" in result.stderr and "Traceback" not in result.stderr
 

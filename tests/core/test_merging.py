@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ftkit.core.checkpoint_names import parameter_names
 from ftkit.core.merging import LowRank, adapter_rank, adapter_scale, apply_delta, delta, is_zero
 from ftkit.core.meta_model import build_meta_model
-from ftkit.core.proof import LIMITS, Difference, Limits, broken_limits, compare_logits
+from ftkit.core.proof import LIMITS, WIDEST, Difference, Limits, broken_limits, compare_logits, widened
 
 A = torch.tensor([[1.0, 2.0, 3.0]])  # r = 1, in = 3
 B = torch.tensor([[1.0], [-1.0]])  # out = 2
@@ -121,6 +121,13 @@ def test_nan_is_beyond_every_limit():
 def test_coarser_formats_have_wider_limits():
     kl = [LIMITS[name].mean_kl for name in ("F32", "F16", "BF16")]
     assert kl == sorted(kl) and len(set(kl)) == 3
+
+
+def test_limits_follow_what_rounding_does_to_a_model_and_end_where_it_is_another_one():
+    usual = LIMITS["BF16"]
+    assert widened(usual, Difference(100, 10.0, 0.01, 1e-4, 1.0)) == usual
+    assert widened(usual, Difference(100, 10.0, 1.0, 0.005, 0.96)) == Limits(0.4, 0.02, 0.84)
+    assert widened(usual, Difference(100, 10.0, 9.0, 1.0, 0.5)) == WIDEST
 
 
 def test_a_checkpoint_without_the_models_prefix_is_matched_to_its_parameters():

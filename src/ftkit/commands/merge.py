@@ -125,7 +125,7 @@ def make_and_prove(job: Job, base: Base) -> None:
         sums.update(ledger.sha256)
         changed = require_only_planned_changes(job.steps, folder, ledger)
         write_beside(job, folder, base)
-        proof = check(job, folder)
+        proof = check(job, folder, changed)
         write_report(folder, identity | findings(job, changed, ledger, proof), base, job.own_card)
     show(job, changed, proof)
     finish(job.out, settings)
@@ -138,8 +138,8 @@ def finish(path: Path, settings: MergeSettings) -> None:
     say_path(path, settings)
 
 
-def check(job: Job, folder: Path) -> Proof | None:
-    """The proof of the files in `folder`; None where it was not wanted."""
+def check(job: Job, folder: Path, changed: list[str]) -> Proof | None:
+    """The proof of the files in `folder`; None where it was not wanted. changed: names of tensors."""
     if job.settings.no_check:
         console.warn("not proven (--no-check): the model card says so")
         return None
@@ -148,6 +148,7 @@ def check(job: Job, folder: Path) -> Proof | None:
         job.adapter,
         job.config,
         folder,
+        changed,
         seen=job.seen,
         live=job.quantised,
         dtype=coarsest_dtype(job.steps),

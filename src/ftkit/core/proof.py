@@ -83,6 +83,19 @@ LIMITS = {
     "BF16": Limits(relative=0.25, mean_kl=0.01, agreement=0.90),
 }
 """By the coarsest format among the changed tensors, as safetensors names it."""
+MANTISSA_BITS = {"F16": 11, "BF16": 8}
+TIMES_ROUNDING = 4.0
+WIDEST = Limits(relative=1.0, mean_kl=0.05, agreement=0.8)
+"""Whatever rounding does to a model: beyond this it is another one. Wrong merges begin at a KL of 0.08."""
+
+
+def widened(limits: Limits, rounding: Difference) -> Limits:
+    """Limits for a model that is unusually sensitive: several times what rounding otherwise does to it, up to WIDEST."""
+    return Limits(
+        relative=min(WIDEST.relative, max(limits.relative, TIMES_ROUNDING * rounding.relative)),
+        mean_kl=min(WIDEST.mean_kl, max(limits.mean_kl, TIMES_ROUNDING * rounding.mean_kl)),
+        agreement=max(WIDEST.agreement, min(limits.agreement, 1 - TIMES_ROUNDING * (1 - rounding.agreement))),
+    )
 
 
 def batched(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -154,7 +154,11 @@ def refuse_unmerged(folder: Path, config: dict[str, Any]) -> None:
             raise unmerged(folder, f"{name} ({key})")
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:  # such a start changes the base, so base + adapter is not what was trained
-        raise unmerged(folder, f"an adapter that changed its base at the start (init_lora_weights: {start})")
+        hint = (
+            "save it as plain LoRA where it was trained: save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
+        what = f"an adapter that changed its base at the start (init_lora_weights: {start})"
+        raise unmerged(folder, what, f"{hint}; or merge it there: model.merge_and_unload()")
 
 
 def unmerged(folder: Path, what: str, hint: str = "merge it with PEFT: model.merge_and_unload()") -> UserError:

@@ -247,9 +247,7 @@ def write_shards(
     """
     groups = plan_shards(tensors, shard_bytes)
     names = shard_names(len(groups))
-    sums = {
-        name: write_shard(folder / name, group, content) for name, group in zip(names, groups, strict=True)
-    }
+    sums = {name: write_shard(folder / name, group, content) for name, group in zip(names, groups, strict=True)}
     if len(groups) > 1:
         weight_map = {tensor.name: name for name, group in zip(names, groups, strict=True) for tensor in group}
         total = sum(tensor.nbytes for tensor in tensors)
