@@ -95,7 +95,7 @@ def with_llamafactory(base: Path, adapter: Path, out: Path, programs: str, shard
         "export_dir": str(out), "export_size": max(1, round(gigabytes(shard))), "export_device": "cpu",
         "infer_dtype": "bfloat16",
     }  # fmt: skip
-    settings = out.with_suffix(".json")
+    settings = out.with_suffix(".yaml")  # JSON is YAML; its reader of .json files is broken
     settings.write_text(json.dumps(asked), encoding="utf-8")
     subprocess.run([f"{programs}/llamafactory-cli", "export", str(settings)], check=True, capture_output=True)
 
@@ -190,6 +190,7 @@ def main() -> None:
         for _ in range(asked.rounds):
             for way, results in found.items():
                 results.append(measure(way, folder, asked.shard, peers.get(way, "")))
+                sys.stderr.write(f"{way}: {results[-1][0]:.1f} s, {results[-1][1]:.0f} MB\n")
         equal = {way: equal_tensors(folder / "ftkit", folder / way) for way in ("peft", *peers)}
     medians = {
         way: tuple(statistics.median(column) for column in zip(*results, strict=True)) for way, results in found.items()

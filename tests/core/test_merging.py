@@ -1,6 +1,7 @@
 """The arithmetic of a merge, its proof, and the names of tensors: with numbers small enough to work out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,6 +114,20 @@ def test_what_is_beyond_its_limit_is_told_with_the_limit():
     assert "0.5 (limit 0.1)" in logit and "0.5 (limit 0.001)" in kl and "50.0%" in token
 
 
+@pytest.mark.parametrize("rank", [1, 8, 16, 64, 256])
+def test_some_rows_of_an_update_are_those_of_the_whole_to_the_bit(rank):
+    """What merge relies on when it adds LoRA row by row."""
+    torch.manual_seed(rank)
+    for outputs, inputs, rows in ((1000, 777, 64), (512, 2048, 100), (2048, 512, 1024), (300, 64, 77)):
+        update = LowRank(torch.randn(rank, inputs), torch.randn(outputs, rank), 2.0)
+        weight = torch.randn(outputs, inputs)
+        parts = [
+            apply_delta(weight[at : at + rows], replace(update, b=update.b[at : at + rows]))
+            for at in range(0, outputs, rows)
+        ]
+        assert torch.equal(torch.cat(parts), apply_delta(weight, update))
+
+
 def test_nan_is_beyond_every_limit():
     nan = float("nan")
     assert len(broken_limits(Difference(10, 1.0, nan, nan, 1.0), LIMITS["BF16"])) == 2
@@ -126,7 +141,7 @@ def test_coarser_formats_have_wider_limits():
 def test_limits_follow_what_rounding_does_to_a_model_and_end_where_it_is_another_one():
     usual = LIMITS["BF16"]
     assert widened(usual, Difference(100, 10.0, 0.01, 1e-4, 1.0)) == usual
-    assert widened(usual, Difference(100, 10.0, 1.0, 0.005, 0.96)) == Limits(0.4, 0.02, 0.84)
+    assert widened(usual, Difference(100, 10.0, 1.0, 0.005, 0.96875)) == Limits(0.4, 0.02, 0.875)
     assert widened(usual, Difference(100, 10.0, 9.0, 1.0, 0.5)) == WIDEST
 
 

@@ -1,9 +1,11 @@
 """The weights of a merge: the base's tensors through their steps into new files, one tensor in memory at a time.
 
-Memory: torch itself and about three times the largest tensor of a 16-bit base (its bytes, and its sum in float32).
+Memory: torch itself and some pieces of a tensor where LoRA is added or bytes are copied; for other steps about three
+times the largest tensor of a 16-bit base (its bytes, and its sum in float32).
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,11 +59,13 @@ def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder
     give_back_freed_memory(above=8 << 20)
     by_name = {step.name: step for step in steps}
     ledger = Ledger()
-    with console.Progress("merging, tensors", len(steps)) as progress:
+    with console.Progress("merging, tensors", len(steps)) as progress, threads_set_back() as threads:
 
         def content(tensor: NewTensor) -> Iterator[Any]:
+            step = by_name[tensor.name]
+            torch.set_num_threads(threads if step.changes and not step.is_sum else 1)
             digest = xxh3_128()
-            for piece in merged_bytes(by_name[tensor.name], card, ledger):
+            for piece in merged_bytes(step, card, ledger):
                 digest.update(piece)
                 yield piece
             ledger.xxh128[tensor.name] = digest.hexdigest()
@@ -73,6 +77,20 @@ def write_weights(steps: list[Step], adapter: Adapter, card: Card | None, folder
     if not ledger.updated and adapter.is_plain:
         raise idle_adapter(adapter.folder)
     return ledger
+
+
+@contextmanager
+def threads_set_back() -> Iterator[int]:
+    """The number of threads that torch computes with, restored at the end.
+
+    Sums and copies keep one core busy and the writing thread another. More threads, meeting after each of many short
+    steps, wait for one another, on two cores for most of the time.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def refuse_idle_adapter(adapter: Adapter) -> None:

@@ -11,7 +11,8 @@ from rounding), with LoRA, NF4 and LLM.int8 runs:
 | bf16 | up to 0.05 (DoRA 0.08) | 9e-4 (5e-3) | 97.7 % (96.6 %) |
 
 Wrong ones (merged onto the unquantised weights, or quantised again) had a KL of 0.08 to 0.5. The limits lie several
-times above what right merges show, and that of KL well below the wrong ones.
+times above what right merges show, and that of KL well below the wrong ones. Larger updates can make a model so
+sensitive that honest rounding moves it further: then the limits follow what rounding does to it (`widened`).
 
 Legend: N compared positions, V vocabulary.
 """
