@@ -16,6 +16,7 @@ from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weigh
 from ftkit.commands.train_record import first_facts, recorded
 from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
+from ftkit.commands.train_tokens import keep
 from ftkit.core.adapters import count_parameters, make_trainable, start_from_rounding, target_names
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.memory_estimate import MemoryEstimate
@@ -54,6 +55,7 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
         check_space(prepared, folder)
         with recorded(folder, prepared, start.step if start else None) as (info, trackers):
             info |= foretold(estimate)
+            keep(prepared.encoded, folder)
             stop.check()
             model = load(prepared, start)
             prepared = settle_packing(prepared, model, start)
