@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -720,13 +721,13 @@ def test_the_proof_catches_a_tied_head_that_peft_merges_into_the_embeddings_too(
         assert raised.value.exit_code == ExitCode.GATE
 
 
-def test_a_model_that_rounding_moves_far_is_published_and_a_wrong_merge_of_it_is_not(tiny_model, tmp_path):
+def test_a_model_that_rounding_moves_far_is_published_and_a_wrong_merge_of_it_is_not(tmp_path):
     from ftkit.commands.merge_proof import prove
     from ftkit.core.proof import LIMITS
     from ftkit.io.adapter_weights import open_adapter_weights
     from ftkit.io.base_model import check_base
 
-    base = as_bfloat16(tiny_model, tmp_path / "base")
+    base = Path(find_base("builtin:tiny").location)  # of bfloat16
     adapter = make_adapter(base, tmp_path / "adapter", spread=0.05, seed=2)
     out = merge(adapter, tmp_path / "out")
     report = json.loads((out / "merge.json").read_text())
@@ -764,10 +765,11 @@ def test_a_merged_folder_says_nothing_of_where_it_was_made(tiny_model, tmp_path)
     made = []
     for place in ("here", "there"):
         base = shutil.copytree(tiny_model, tmp_path / place / "base")
+        torch.manual_seed(0)
         out = merge(make_adapter(base, tmp_path / place / "adapter", card=True), tmp_path / place / "out")
         made.append({file.name: file.read_bytes() for file in out.iterdir()})
     assert [name for name, data in made[0].items() if str(tmp_path).encode() in data] == []
-    assert made[0] == made[1]
+    assert [name for name, data in made[0].items() if data != made[1][name]] == []
 
 
 def test_the_proof_says_how_many_prompts_are_continued_alike(adapter, tmp_path):
