@@ -1,5 +1,5 @@
 """merge against PEFT's merge_and_unload + save_pretrained: python bench/merge.py [--size 0.3B] [--rounds 3]
-    [--peer llamafactory=BIN] [--peer trl=BIN] [--write FILE]
+    [--peer llamafactory=BIN] [--peer trl=BIN] [--write FILE] [--folder FOLDER]
 
 A Llama of random bfloat16 weights in shards and a LoRA (rank 16, every linear layer) of random numbers; ftkit with and
 without its proof; other programs from the bin folder of an environment of their own: LLaMA-Factory's `export`, and for
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its marks in this file")
     parser.add_argument("--way")
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--folder", type=Path, help="keep base, adapter and results here, or use those that are here")
     asked = parser.parse_args()
     if asked.way:
         run_way(asked.way, asked.folder, asked.shard)
@@ -184,9 +184,10 @@ def main() -> None:
     ways = ("imports", "peft", *peers, "ftkit --no-check", "ftkit")
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = asked.folder or Path(name)
         os.environ["FTKIT_BENCH_SIZE"] = asked.size
-        measure("make", folder, asked.shard)
+        if not (folder / "adapter").is_dir():
+            measure("make", folder, asked.shard)
         for _ in range(asked.rounds):
             for way, results in found.items():
                 results.append(measure(way, folder, asked.shard, peers.get(way, "")))
