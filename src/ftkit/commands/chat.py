@@ -4,6 +4,7 @@ import sys
 
 from ftkit import console
 from ftkit.commands import chat_terminal
+from ftkit.commands.chat_artefact import settle_sampling
 from ftkit.commands.chat_classes import refuse_for_classes, tell_classes
 from ftkit.commands.chat_pipe import Questions, answer_questions, one_question, read_stdin
 from ftkit.commands.chat_session import Session
@@ -26,11 +27,12 @@ def run(settings: ChatSettings) -> None:
         return
     speakers = load_speakers(opened, settings.template, pick_device(settings.device))
     check_system(settings.system, speakers[0])
-    introduce(opened, speakers)
+    introduce(opened, speakers, settings.system)
+    sampling = settle_sampling(settings, opened[0], speakers[0])
     if asked is None:
-        talk(settings, speakers)
+        chat_terminal.talk(Session(Conversation(speakers[0], sampling, settings.system), speakers))
     else:
-        answer_questions(asked, settings, speakers)
+        answer_questions(asked, settings, sampling, speakers)
 
 
 def questions(settings: ChatSettings) -> Questions | None:
@@ -58,9 +60,3 @@ def check_system(system: str | None, speaker: Speaker) -> None:
         Conversation(speaker, Sampling(1), system)
     except UserError as error:
         raise UserError(f"--system: {error.message}", ExitCode.USAGE, hint=error.hint) from None
-
-
-def talk(settings: ChatSettings, speakers: list[Speaker]) -> None:
-    """The conversation at the terminal."""
-    sampling = Sampling(settings.max_new, settings.temperature, settings.seed)
-    chat_terminal.talk(Session(Conversation(speakers[0], sampling, settings.system), speakers))

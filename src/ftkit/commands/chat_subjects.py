@@ -90,7 +90,8 @@ def make_speaker(loaded: Loaded, template: Template | None) -> Speaker:
     stop_ids = {*encoder.stop_ids, *(loaded.card.stop_tokens if loaded.card else own_stop_ids(loaded.model))}
     stored = loaded.card if loaded.card and template == loaded.template else None
     strings = dict.fromkeys([*(template.stop if template else ()), *(stored.stop_strings if stored else ())])
-    return Speaker(loaded.model, encoder, sorted(stop_ids), tuple(strings), loaded.context)
+    system = loaded.card.system if loaded.card and encoder.renders_chat else None
+    return Speaker(loaded.model, encoder, sorted(stop_ids), tuple(strings), loaded.context, system=system)
 
 
 def find_speaker(speakers: Sequence[Speaker], name: str) -> Speaker:
@@ -102,8 +103,8 @@ def find_speaker(speakers: Sequence[Speaker], name: str) -> Speaker:
     return speakers[names.index(name)]
 
 
-def introduce(opened: Sequence[Trained], speakers: Sequence[Speaker]) -> None:
-    """Who answers and in which form it likes to be asked."""
+def introduce(opened: Sequence[Trained], speakers: Sequence[Speaker], system: str | None) -> None:
+    """Who answers and in which form it likes to be asked. system: what is said instead of what training said."""
     for trained, speaker in zip(opened, speakers, strict=False):
         base = f" on {trained.base.name}" if trained.adapter else ""
         called = f"{speaker.name} is " if len(opened) > 1 else ""
@@ -111,6 +112,8 @@ def introduce(opened: Sequence[Trained], speakers: Sequence[Speaker]) -> None:
         if trained.card is not None and trained.card.pattern is not None:
             example = f"; for example: {trained.card.example}" if trained.card.example else ""
             console.info(f"trained on prompts of the form: {trained.card.pattern}{example}")
+        if speaker.system is not None and system is None:
+            console.info(f"system message, as in training (/system, --system): {console.shortened(speaker.system)}")
 
 
 def form_of(speaker: Speaker) -> str:
