@@ -73,7 +73,20 @@ def test_a_merged_folder_takes_it_along_for_chat_and_for_others(workplace):
     assert f'SYSTEM """{SYSTEM}"""' in modelfile and "PARAMETER num_predict 7\nPARAMETER temperature 0.8" in modelfile
 
 
-@pytest.mark.parametrize("what", ["run", "run/adapter", "run/merged"])
+def test_a_run_of_all_weights_takes_it_along_too(workplace, tiny_model):
+    from train_shell import run_train
+    from transformers import GenerationConfig
+
+    options = ("--full", "--steps", 1, "--batch", 2, "--dtype", "fp32", "--run", "full")
+    done = run_train("train.jsonl", "--model", tiny_model, *options, cwd=workplace)
+    assert done.exit_code == 0, done.stderr
+    model = workplace / "full" / "model"
+    config = GenerationConfig.from_pretrained(model)
+    assert (config.do_sample, config.temperature, config.max_new_tokens, config.eos_token_id) == (True, 0.8, 7, 0)
+    assert json.loads((model / "ftkit.json").read_text())["system"] == SYSTEM
+
+
+@pytest.mark.parametrize("what", ["run", "run/adapter", "run/merged", "full"])
 def test_chat_says_and_does_what_was_recorded_wherever_the_folder_goes(workplace, run_here, tmp_path, what):
     options = ("chat", workplace / what, "--json")
     found = run_here(*options, "-p", "Is it red?")

@@ -5,6 +5,7 @@
 
 import inspect
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -88,10 +89,12 @@ def run_merge(settings: kinds.MergeSettings) -> None:
 
 
 def run_chat(settings: kinds.ChatSettings) -> None:
-    """Forward to the command."""
-    from ftkit.commands import chat
+    """Forward to the command, which may be ended anywhere; Ctrl-C is for the person at the terminal."""
+    hint = "what was typed is in the history, what was answered stays; /save keeps a conversation"
+    with stop_requests(hint=hint, signals=(signal.SIGTERM, signal.SIGHUP)):
+        from ftkit.commands import chat
 
-    chat.run(settings)
+        chat.run(settings)
 
 
 COMMANDS: dict[str, tuple[type, Callable[..., None], str]] = {

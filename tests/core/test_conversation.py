@@ -181,7 +181,9 @@ def test_an_answer_stopped_half_way_is_kept_as_far_as_it_went(speaker):
 
 
 def test_the_system_message_of_training_is_what_each_speaker_sees_until_another_is_said(speaker):
-    taught, other = (replace(speaker("chatml"), name=name, system=text) for name, text in (("a", "be brief"), ("b", None)))
+    taught, other = (
+        replace(speaker("chatml"), name=name, system=text) for name, text in (("a", "be brief"), ("b", None))
+    )
     conversation = Conversation(taught, Sampling(4))
     assert "be brief" in shown(taught, conversation.ask("Hello.").prompt) and conversation.system == "be brief"
     conversation.speaker = other

@@ -1,11 +1,13 @@
 """ftkit chat: open what was trained, talk to it at a terminal, or answer lines from a pipe."""
 
 import sys
+from dataclasses import replace
 
 from ftkit import console
 from ftkit.commands import chat_terminal
 from ftkit.commands.chat_artefact import settle_sampling
 from ftkit.commands.chat_classes import refuse_for_classes, tell_classes
+from ftkit.commands.chat_editing import whole_text
 from ftkit.commands.chat_pipe import Questions, answer_questions, one_question, read_stdin
 from ftkit.commands.chat_session import Session
 from ftkit.commands.chat_subjects import introduce, load_speakers, open_asked
@@ -19,6 +21,7 @@ from ftkit.io.trained import load_trained
 
 def run(settings: ChatSettings) -> None:
     """Talk to runs, adapters, a merged model or any model."""
+    settings = with_whole_texts(settings)
     asked = questions(settings)
     opened = open_asked(settings.runs)
     if any(trained.classes for trained in opened):
@@ -33,6 +36,16 @@ def run(settings: ChatSettings) -> None:
         chat_terminal.talk(Session(Conversation(speakers[0], sampling, settings.system), speakers))
     else:
         answer_questions(asked, settings, sampling, speakers)
+
+
+def with_whole_texts(settings: ChatSettings) -> ChatSettings:
+    """The settings with what was typed as Unicode, whatever the locale made of it."""
+    prompt, system = settings.prompt, settings.system
+    return replace(
+        settings,
+        prompt=None if prompt is None else whole_text(prompt, "-p"),
+        system=None if system is None else whole_text(system, "--system"),
+    )
 
 
 def questions(settings: ChatSettings) -> Questions | None:

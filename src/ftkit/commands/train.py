@@ -66,8 +66,7 @@ def run(settings: TrainSettings, stop: StopRequest, chat: Mapping[str, Any]) -> 
             show_plan(prepared, model)
             card = make_card(prepared, model, chat)
             say_system(card, chat)
-            if settings.makes_model:
-                model.generation_config.update(**as_theirs(card.generation))
+            take_along(model, card)
             stop.check()
             stop.hold()
             course = train(prepared, model, folder, card, stop, start, trackers)
@@ -253,6 +252,12 @@ def shared_system(rows: Sequence[dict[str, Any]]) -> str | None:
     if first.get("role") != "system":
         return None
     return first["content"] if all(row["messages"][0] == first for row in rows) else None
+
+
+def take_along(model: Any, card: Card) -> None:
+    """How answers should be made, for the generation_config.json of a whole model; an adapter has none of its own."""
+    if card.generation and getattr(model, "generation_config", None) is not None:
+        model.generation_config.update(**as_theirs(card.generation))
 
 
 def say_system(card: Card, chat: Mapping[str, Any]) -> None:

@@ -49,4 +49,5 @@ def as_theirs(recorded: Numbers) -> dict[str, Any]:
 
 def in_words(settings: Numbers) -> str:
     """`temperature 0.6, top-p 0.95`, as /set and the options call them."""
-    return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in settings.items())
+    numbers = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
+    return ", ".join(f"{name.replace('_', '-')} {number}" for name, number in numbers.items())

@@ -272,5 +272,5 @@ def out_of_memory_told(kept: KeptCaches) -> Iterator[None]:
     if ran_out:  # outside of the block above, where the frames of the attempt are gone
         kept.drop()
         give_memory_back()
-        hint = "/retry answers it again; /reset, or a smaller max-new, needs less"
+        hint = "ask again (Up brings it back); a smaller max-new, or /reset before it, needs less"
         raise UserError("out of memory: this answer was given up", ExitCode.MEMORY, hint=hint)
