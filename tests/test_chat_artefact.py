@@ -108,6 +108,20 @@ def test_flags_are_stronger_than_the_artefact(workplace, run_here):
     assert other.stdout != run_here(*options, "--temperature", 0, "--max-new", 12).stdout
 
 
+def test_a_run_of_the_tokenizers_own_chat_template_refuses_rows_of_another(workplace, tmp_path, run_here):
+    model = shutil.copytree(workplace / "run" / "merged", tmp_path / "model")
+    (model / "manifest.json").unlink(missing_ok=True)
+    card = json.loads((model / "ftkit.json").read_text())
+    (model / "ftkit.json").write_text(json.dumps(card | {"template_text": None, "template_fingerprint": None}))
+    row = json.dumps({"prompt": "x", "completion": "y", "template": "alpaca@0123456789ab"})
+    refused = run_here("chat", model, stdin=row)
+    assert refused.exit_code == ExitCode.DATA and refused.stdout == ""
+    words = "<stdin>:1: the row was made with template alpaca@0123456789ab, prompts here are made with"
+    assert f"{words} the tokenizer's chat template" in refused.stderr
+    other = run_here("chat", model, "--template", "chatml", "-p", "x")
+    assert other.exit_code == 0 and "was trained with the tokenizer's chat template, --template is" in other.stderr
+
+
 def test_eval_says_where_rows_lack_the_message_of_training(workplace, run_here, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(conversation("Is it red?", None)) + "\n")
     found = run_here("eval", "rows.jsonl", "--run", workplace / "run", "--metrics", "loss")

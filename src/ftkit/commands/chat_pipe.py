@@ -114,10 +114,11 @@ def prompt_for(question: Question, system: str | None, max_new: int, speaker: Sp
 def require_same_template(question: Question, speaker: Speaker) -> None:
     """A row that was rendered with one template is not for a model that was trained with another."""
     template = speaker.encoder.template
-    if question.template is None or template is None or question.template == template.fingerprint:
+    ours = f"template {template.fingerprint}" if template else speaker.learnt
+    if question.template is None or ours in (None, f"template {question.template}"):
         return
     raise UserError(
-        f"the row was made with template {question.template}, the model's is {template.fingerprint}",
+        f"the row was made with template {question.template}, prompts here are made with {ours}",
         ExitCode.DATA, hint="prepare the rows with the model's template, or choose theirs with --template",
     )  # fmt: skip
 

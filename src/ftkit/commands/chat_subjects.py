@@ -12,6 +12,7 @@ from ftkit.core.generation import own_stop_ids
 from ftkit.core.kept_cache import KeptCaches
 from ftkit.errors import ExitCode, UserError, did_you_mean
 from ftkit.io.base_model import BUILTIN
+from ftkit.io.card import Card
 from ftkit.io.run_folder import latest_run
 from ftkit.io.several_adapters import adapter_name, load_several, require_one_base, short_names, why_alone
 from ftkit.io.template import Template
@@ -76,12 +77,19 @@ def choose_template(given: str | None, trained: Trained) -> Template | None:
     if given is None:
         return stored
     template = load_template(given)
-    if stored is not None and template.sha256 != stored.sha256:
+    if trained.card is not None and (stored is None or template.sha256 != stored.sha256):
+        learnt = learnt_form(trained.card)
         console.warn(
-            f"{trained.name} was trained with template {stored.fingerprint}, --template is {template.fingerprint}: "
-            "expect worse answers"
+            f"{trained.name} was trained with {learnt}, --template is {template.fingerprint}: expect worse answers"
         )
     return template
+
+
+def learnt_form(card: Card) -> str:
+    """What made the prompts of the training, in words: the rows' template, else what train takes without one."""
+    if card.template_fingerprint:
+        return f"template {card.template_fingerprint}"
+    return "no template" if card.objective == "text" else "the tokenizer's chat template"
 
 
 def make_speaker(loaded: Loaded, template: Template | None) -> Speaker:
@@ -91,7 +99,9 @@ def make_speaker(loaded: Loaded, template: Template | None) -> Speaker:
     stored = loaded.card if loaded.card and template == loaded.template else None
     strings = dict.fromkeys([*(template.stop if template else ()), *(stored.stop_strings if stored else ())])
     system = loaded.card.system if loaded.card and encoder.renders_chat else None
-    return Speaker(loaded.model, encoder, sorted(stop_ids), tuple(strings), loaded.context, system=system)
+    learnt = learnt_form(loaded.card) if loaded.card else None
+    ends = (sorted(stop_ids), tuple(strings))
+    return Speaker(loaded.model, encoder, *ends, loaded.context, system=system, learnt=learnt)
 
 
 def find_speaker(speakers: Sequence[Speaker], name: str) -> Speaker:

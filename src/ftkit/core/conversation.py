@@ -46,6 +46,8 @@ class Speaker:
     """What the model has read last; speakers of one model have it in common."""
     system: str | None = None
     """The system message that it was trained with, for conversations that have none of their own."""
+    learnt: str | None = None
+    """What made the prompts of its training, in words; None where nobody knows."""
 
     @property
     def keeps_history(self) -> bool:
@@ -197,7 +199,11 @@ class Conversation:
         Refused where the template has no place for it.
         """
         if text:
-            self.speaker.prompt([{"role": "system", "content": text}, {"role": "user", "content": "?"}], 1)
+            try:
+                self.speaker.prompt([*system_turn(text), {"role": "user", "content": "?"}], 1)
+            except UserError as error:
+                hint = "say it in the question; or a chat template that takes it: --template chatml"
+                raise UserError(error.message, error.exit_code, hint=hint) from None
         self._system = text
 
     @property
