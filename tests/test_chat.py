@@ -15,7 +15,7 @@ import subprocess
 import sys
 import termios
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 
 import pytest
 from conftest import assert_refused
@@ -295,9 +295,15 @@ def test_a_closed_pipe_ends_it_quietly(tiny_model, tmp_path):
     assert "error" not in err and "Traceback" not in err
 
 
-def test_a_full_disk_is_exit_74(tiny_model, tmp_path):
-    code, _, err = shell(f"chat {tiny_model} --max-new 2 -p hello > /dev/full", tmp_path)
-    assert code == ExitCode.IO and "Traceback" not in err
+def test_a_full_disk_is_exit_74(tiny_model, capfd):
+    from ftkit.cli import main
+
+    arguments = ["chat", str(tiny_model), "--max-new", "2", "-p", "hello"]
+    with open("/dev/full", "w") as full, redirect_stdout(full), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == ExitCode.IO
+    err = capfd.readouterr().err
+    assert "No space left on device" in err and "Traceback" not in err
 
 
 def test_a_closed_stdin_has_no_prompts(run_here, tiny_model, monkeypatch):

@@ -260,7 +260,7 @@ def test_rows_are_added_to_rows_only_and_behind_a_line_that_was_cut_off(type_lin
     (tmp_path / "cut.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"')
     _, _, err = type_lines("One?", "/save notes.txt", "/save cut.jsonl", "Two?", "/save cut.jsonl")
     assert "notes.txt: is there and holds no rows" in err and (tmp_path / "notes.txt").read_text() == "mine\n"
-    first, cut, one, two = (tmp_path / "cut.jsonl").read_text().splitlines()
+    _, cut, one, two = (tmp_path / "cut.jsonl").read_text().splitlines()
     assert cut == '{"prompt"' and len(json.loads(one)["messages"]) == 2 and len(json.loads(two)["messages"]) == 4
 
 
