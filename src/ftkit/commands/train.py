@@ -46,13 +46,13 @@ def run(settings: TrainSettings, stop: StopRequest, chat: Mapping[str, Any]) -> 
     refuse_other_run(prepared)
     if settings.dry_run:
         show_plan(prepared, prepared.rehearsed)
-        report_plan(prepared, foretell(prepared))
+        report_plan(*foretell(prepared))
         return
     if (done := find_done(prepared)) is not None:
         console.info(f"already trained with the same rows and settings: {done.path}")
         report(done, done.read_info(), settings.json)
         return
-    estimate = foretell(prepared)
+    prepared, estimate = foretell(prepared)
     folder = choose_folder(prepared)
     with locked(folder.path):
         start = newest_checkpoint(folder.path)
