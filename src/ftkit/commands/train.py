@@ -17,6 +17,7 @@ from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weigh
 from ftkit.commands.train_record import first_facts, recorded
 from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
+from ftkit.commands.train_tokens import keep
 from ftkit.core.adapters import count_parameters, make_trainable, start_from_rounding, target_names
 from ftkit.core.answer_settings import RANGES, as_theirs
 from ftkit.core.encoding import Encoder, Example
@@ -59,6 +60,7 @@ def run(settings: TrainSettings, stop: StopRequest, chat: Mapping[str, Any]) -> 
         check_space(prepared, folder)
         with recorded(folder, prepared, start.step if start else None) as (info, trackers):
             info |= foretold(estimate)
+            keep(prepared.encoded, folder)
             stop.check()
             model = load(prepared, start)
             prepared = settle_packing(prepared, model, start)
