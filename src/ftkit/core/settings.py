@@ -142,6 +142,13 @@ class PrepSettings:
     ] = None
     max_field_bytes: Annotated[int, Option("Longest value accepted in a table")] = 10_000_000
     jobs: Annotated[int, Option("Processes that make the rows; the result is the same", metavar="N")] = 1
+    shard: Annotated[
+        str | None,
+        Option(
+            "Take part I of N of the records, for array jobs; equal records are in one part, the rest is as without",
+            metavar="I/N",
+        ),
+    ] = None
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print the summary as one JSON object on stdout (rows then need -o)")] = False
 

@@ -6,7 +6,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from ftkit.io.tables import Fault, Record, Table
-from ftkit.io.text_input import line_ends
+from ftkit.io.text_input import blocks_of, line_ends
 
 PIECE_BYTES = 262_144
 PIECE_RECORDS = 500
@@ -82,7 +82,7 @@ def pieces_of_table(table: Table) -> Pieces:
         return table.read_piece(first.line, contents, is_piece=False)
 
     def read(piece: Piece) -> Iterator[Record | Fault]:
-        return table.read_piece(piece.line, [piece.content])
+        return table.read_piece(piece.line, blocks_of(piece.content))
 
     return Pieces(cut_table(table), read, read_on)
 
