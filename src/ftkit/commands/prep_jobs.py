@@ -38,14 +38,32 @@ def outcomes_of_processes(maker: RowMaker, pieces: Pieces, jobs: int) -> Iterato
 
     From a piece on that was cut inside a record (only its reader can tell), this process does the rest.
     """
-    beginning = list(islice(pieces.cut, 2))
-    rest: Iterator[Piece] = chain(beginning, pieces.cut)
+    cut = error_last(pieces.cut)
+    beginning = list(islice(cut, 2))
+    rest: Iterator[Piece | UserError] = chain(beginning, cut)
     if len(beginning) == 2:  # a single piece cannot be shared
         slots = Slots(AHEAD * jobs)
         with processes_for(maker, pieces, slots, jobs) as processes:
             rest = yield from shared(rest, processes, slots, maker.ledger)
-    if first := next(rest, None):
-        yield from maker.outcomes(pieces.read_on(chain([first], rest)))
+    pieces_left = raising(rest)
+    if first := next(pieces_left, None):
+        yield from maker.outcomes(pieces.read_on(chain([first], pieces_left)))
+
+
+def error_last(cut: Iterator[Piece]) -> Iterator[Piece | UserError]:
+    """The pieces, and the error that ends them, if one does: it must wait for the rows before it."""
+    try:
+        yield from cut
+    except UserError as error:
+        yield error
+
+
+def raising(rest: Iterator[Piece | UserError]) -> Iterator[Piece]:
+    """The pieces, until the error comes."""
+    for piece in rest:
+        if isinstance(piece, UserError):
+            raise piece
+        yield piece
 
 
 class Slots:
@@ -71,15 +89,15 @@ class Slots:
 
 
 def shared(
-    cut: Iterator[Piece], processes: ProcessPoolExecutor, slots: Slots, ledger: Ledger
-) -> Generator[Run | Other, None, Iterator[Piece]]:
+    cut: Iterator[Piece | UserError], processes: ProcessPoolExecutor, slots: Slots, ledger: Ledger
+) -> Generator[Run | Outcome, None, Iterator[Piece | UserError]]:
     """The outcomes of pieces as long as they are cut right; returns those that are left."""
     waiting: deque[tuple[Piece, int, Future[Results | None]]] = deque()
-    uncut: list[Piece] = []
+    uncut: list[Piece | UserError] = []
     numbers = cycle(range(slots.count))  # pieces come back in order: a slot is free when its turn comes again
     while True:
         while not uncut and len(waiting) < slots.count and (piece := next(cut, None)):
-            if piece.is_whole:
+            if isinstance(piece, Piece) and piece.is_whole:
                 slot = next(numbers)
                 waiting.append((piece, slot, processes.submit(outcomes_of_piece, slot, *handed(piece, slots, slot))))
             else:

@@ -71,6 +71,8 @@ class Preparation:
             if self.settings.jobs == 1:
                 outcomes: Iterable[Outcome | Run] = maker.outcomes(opened.records)
             else:
+                if opened.rest is None:
+                    console.info(f"{opened.name}: one process reads it, --jobs {self.settings.jobs} make the rows")
                 outcomes = outcomes_of_processes(maker, opened.pieces(), self.settings.jobs)
             yield from self.settled(outcomes, opened.name)
 

@@ -136,9 +136,9 @@ def blocks_of(content: bytes) -> Iterator[bytes]:
         at = end
 
 
-def lines_in(block: bytes) -> list[str]:
+def lines_in(block: bytes, errors: str = "surrogateescape") -> list[str]:
     """The lines in UTF-8 bytes with their ends as written; a byte that is none becomes a lone surrogate."""
-    return list(io.StringIO(block.decode("utf-8", "surrogateescape"), newline=""))
+    return list(io.StringIO(block.decode("utf-8", errors), newline=""))
 
 
 def open_text(stream: IO[bytes], name: str, encoding: str | None, head: bytes | None = None) -> TextInput:
