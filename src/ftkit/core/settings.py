@@ -145,7 +145,8 @@ class PrepSettings:
     shard: Annotated[
         str | None,
         Option(
-            "Take part I of N of the records, for array jobs; equal records are in one part, the rest is as without",
+            "Part I of N of the records, for array jobs: the parts are the whole; equal records are in one part, where "
+            "--dedupe exact finds them",
             metavar="I/N",
         ),
     ] = None
