@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ftkit.core.lora_forward import speed_up_lora
+from ftkit.core.norm_forward import speed_up_norms
 from ftkit.core.selective import free_weights
 from ftkit.core.settings import ModelSettings
 from ftkit.core.targets import (
@@ -43,7 +44,7 @@ def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
 
 
 def attach_adapter(model: nn.Module, settings: ModelSettings) -> nn.Module:
-    """PEFT's adapter on the layers that `--targets` means; plain LoRA with our forward pass."""
+    """PEFT's adapter on the layers that `--targets` means; plain LoRA and frozen norms with our forward pass."""
     import_bitsandbytes()
     from peft import get_peft_model
 
@@ -53,6 +54,7 @@ def attach_adapter(model: nn.Module, settings: ModelSettings) -> nn.Module:
     if settings.lora_init == "pissa" and not next(model.parameters()).is_meta:
         remember_start(tuned)
     speed_up_lora(tuned)
+    speed_up_norms(tuned)
     return tuned  # type: ignore[no-any-return]
 
 
