@@ -64,9 +64,10 @@ def predict_and_measure(
     run = plan_run(settings, model.context, gpu)
     quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names)
     simulated = SimulatedDevice(CPU) if gpu is None else simulated_device(gpu)
-    estimate = training_memory(settings, run, model.config, quantization, device=simulated)
+    new = model.new_tokens
+    estimate = training_memory(settings, run, model.config, quantization, device=simulated, new=new)
     try:
-        real = measure_steps(settings, run, model.config, quantization, device)
+        real = measure_steps(settings, run, model.config, quantization, device, new)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(
             f"out of memory, as was to be expected from {in_gib(estimate.reserved_bytes)}",

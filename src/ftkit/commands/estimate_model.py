@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftkit import console
 from ftkit.core.model_sizes import ModelSizes, read_sizes
 from ftkit.core.settings import EstimateSettings
 from ftkit.errors import ExitCode, UserError
@@ -17,13 +18,15 @@ SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 class Model:
     """A model's sizes (None for an architecture that the closed form does not describe), its raw and its parsed config.
 
-    config: of transformers; None where only the closed form is asked for, which needs no library.
+    config: of transformers; None where only the closed form is asked for, which needs no library. new_tokens: those of
+    --add-tokens.
     """
 
     base: Base
     raw: dict[str, Any]
     config: Any
     sizes: ModelSizes | None
+    new_tokens: Any = None
 
     @property
     def context(self) -> int | None:
@@ -58,7 +61,24 @@ def read_model(settings: EstimateSettings) -> Model:
         )
     if settings.fast:
         return Model(base, raw, None, read_sizes(raw, settings.model))
-    return Model(base, raw, parsed(base, raw, settings.model), sizes_if_described(raw, settings.model))
+    config = parsed(base, raw, settings.model)
+    return Model(base, raw, config, sizes_if_described(raw, settings.model), read_new_tokens(settings, base, config))
+
+
+def read_new_tokens(settings: EstimateSettings, base: Base, config: Any) -> Any:
+    """The tokens of --add-tokens; without a tokenizer beside config.json, each is a row more."""
+    if settings.add_tokens is None:
+        return None
+    from ftkit.io.base_model import load_tokenizer
+    from ftkit.io.new_tokens import add_new_tokens, appended_tokens, read_token_file
+
+    texts, rows = read_token_file(settings.add_tokens), config.get_text_config().vocab_size
+    try:
+        tokenizer = load_tokenizer(base, rows)
+    except UserError as error:
+        console.info(f"each new token counts as a new row of the embeddings: {error.message}")
+        return appended_tokens(texts, rows)
+    return add_new_tokens(tokenizer, texts, settings.add_tokens)
 
 
 def parsed(base: Base, raw: dict[str, Any], name: str) -> Any:

@@ -33,7 +33,8 @@ def simulate_ftkit(
     """What `ftkit train` would take."""
     quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names)
     device = simulated_device(gpu, capacity)
-    return training_memory(settings, run, model.config, quantization, device=device, heaviest=heaviest)
+    new = model.new_tokens
+    return training_memory(settings, run, model.config, quantization, device=device, heaviest=heaviest, new=new)
 
 
 def simulate_hf(

@@ -49,7 +49,14 @@ def simulate(prepared: Prepared, device: SimulatedDevice) -> MemoryEstimate | No
     try:
         with console.quiet_libraries():
             return predict_training(
-                settings, prepared.config, prepared.dtype, prepared.plan, prepared.examples, quantization, device
+                settings,
+                prepared.config,
+                prepared.dtype,
+                prepared.plan,
+                prepared.examples,
+                quantization,
+                device,
+                prepared.new_tokens,
             )
     except UserError as error:
         console.warn(f"its memory is not foretold: {error.message}")

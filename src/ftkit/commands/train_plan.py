@@ -49,6 +49,7 @@ from ftkit.io.base_model import (
 )
 from ftkit.io.class_head import pad_token_id, with_classes
 from ftkit.io.devices import dtype_name, pick_device, pick_dtype
+from ftkit.io.new_tokens import NewTokens, add_new_tokens, read_token_file
 from ftkit.io.quantization import check_quantization
 from ftkit.io.run_lock import NAME as LOCK
 from ftkit.io.trackers import check_trackers
@@ -56,7 +57,7 @@ from ftkit.io.trackers import check_trackers
 SCRATCH_LR = CLASSES_LR = 1e-3
 """From scratch, and the least for adapters beside a head for classes: the head is new, and the steps are few."""
 NOT_IDENTITY = (
-    "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker", "force",
+    "data", "add_tokens", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker", "force",
 )  # fmt: skip
 """Settings that do not change what a run makes; with --early-stop, when it saves does."""
 
@@ -80,6 +81,8 @@ class Prepared:
     identity: str
     rehearsed: nn.Module
     """The model on the meta device, with what the method trains set free."""
+    new_tokens: NewTokens | None = None
+    """Those of --add-tokens, which the encoder's tokenizer has already."""
     packing_fault: str | None = None
     """Why rows are padded though packs were asked for."""
 
@@ -97,6 +100,7 @@ def prepare(settings: TrainSettings) -> Prepared:
     refuse_no_run(settings.run)
     check_trackers(settings.tracker)
     share_of(settings.valid)
+    tokens = read_token_file(settings.add_tokens) if settings.add_tokens else []
     data = read_data(settings)
     settings = replace(settings, objective=settle_objective(settings, data))
     say_default(settings.init or settings.model)
@@ -108,9 +112,10 @@ def prepare(settings: TrainSettings) -> Prepared:
     config = config_from_scratch(base) if settings.init else check_base(base, for_classes=bool(classes))
     refuse_quantised(base, config)
     tokenizer = load_tokenizer(base, config.get_text_config().vocab_size, answers=not classes)
+    new = add_new_tokens(tokenizer, tokens, settings.add_tokens) if tokens and settings.add_tokens else None
     config = with_classes(config, classes, pad_token_id(tokenizer)) if classes else config
     encoder = Encoder(tokenizer, data.template, classes, settings.train_turns)
-    rehearsed = rehearse(settings, base, config, dtype)
+    rehearsed = rehearse(settings, base, config, dtype, new)
     settings = replace(settings, max_length=cap_length(settings, config, tokenizer if classes else None))
     if targets := target_names(rehearsed):
         settings = replace(
@@ -125,7 +130,9 @@ def prepare(settings: TrainSettings) -> Prepared:
     plan = make_plan(settings, len(examples), max(len(e.ids) for e in examples))
     settings = replace(settings, micro_batch=str(plan.micro_batch), micro_tokens=str(plan.micro_tokens), lr=plan.lr,
                        dtype=dtype_name(dtype))  # fmt: skip
-    identity = identify(settings, data, valid_rows, base)
+    if new is not None:
+        say_new_tokens(new, examples)
+    identity = identify(settings, data, valid_rows, base, tokens)
     return Prepared(
         settings,
         base,
@@ -141,7 +148,16 @@ def prepare(settings: TrainSettings) -> Prepared:
         dtype,
         identity,
         rehearsed,
+        new,
     )
+
+
+def say_new_tokens(new: NewTokens, examples: list[Example]) -> None:
+    """How many there are; tokens that no row holds learn nothing, which is a slip of somebody."""
+    console.info(f"new tokens: {len(new.ids):,}, ids {new.ids[0]:,} to {new.ids[-1]:,}")
+    used = new.count_used([example.ids for example in examples])
+    if used < len(new.ids):
+        console.warn(f"{len(new.ids) - used:,} of {len(new.ids):,} new tokens are in no row to train: they learn little")
 
 
 def refuse_many_processes(world_size: str) -> None:
@@ -165,7 +181,9 @@ def refuse_no_run(asked: str | None) -> None:
         raise UserError(f"{asked} exists and is no run", ExitCode.EXISTS, hint="give another --run")
 
 
-def rehearse(settings: TrainSettings, base: Base, config: Any, dtype: torch.dtype) -> nn.Module:
+def rehearse(
+    settings: TrainSettings, base: Base, config: Any, dtype: torch.dtype, new: NewTokens | None
+) -> nn.Module:
     """The model that will be trained, without weights: files, --targets or --r that do not fit it stop here."""
     try:
         with console.quiet_libraries():
@@ -183,7 +201,7 @@ def rehearse(settings: TrainSettings, base: Base, config: Any, dtype: torch.dtyp
         check_tensors(base, {name: tuple(parameter.shape) for name, parameter in old.items()})
     check_kept(model, settings.kept_names)
     with console.quiet_libraries(), torch.device("meta"):
-        return make_trainable(model, replace(settings, full=True) if settings.init else settings)
+        return make_trainable(model, replace(settings, full=True) if settings.init else settings, new)
 
 
 def refuse_quantised(base: Base, config: Any) -> None:
@@ -269,8 +287,10 @@ def default_lr(settings: TrainSettings) -> float:
     return max(CLASSES_LR, method.lr) if settings.objective == "classify" and method.is_adapter else method.lr
 
 
-def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any]], base: Base) -> str:
-    """sha256 of all that decides the result: resolved settings, rows, held-out rows, base, template."""
+def identify(
+    settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any]], base: Base, tokens: list[str]
+) -> str:
+    """sha256 of all that decides the result: resolved settings, rows, held-out rows, base, template, new tokens."""
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in NOT_IDENTITY}
     template = data.template and data.template.fingerprint
     if settings.early_stop:
@@ -281,6 +301,7 @@ def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any
         "valid": rows_sha256(valid_rows),
         "base": base_facts(base, settings),
         "template": template,
+        "tokens": tokens,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

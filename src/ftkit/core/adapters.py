@@ -24,17 +24,20 @@ from ftkit.core.targets import (
     resolve_targets,
 )
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.new_tokens import NewTokens
 from ftkit.libraries import import_bitsandbytes
 
 
-def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
+def make_trainable(model: nn.Module, settings: ModelSettings, new: NewTokens | None = None) -> nn.Module:
     """The model with what the method trains set free: some or all of its weights, or a new adapter.
 
     Adapter weights are float32 whatever the base is; a new adapter changes nothing at first, but for virtual tokens. A new
-    head for classes is trained in full beside LoRA.
+    head for classes is trained in full beside LoRA. new: tokens that get rows in the embeddings, which are trained too.
     """
+    if new is not None:
+        new.give_rows(model)
     if settings.technique in ADAPTERS:
-        model = attach_adapter(model, settings)
+        model = attach_adapter(model, settings, new)
     else:
         free_weights(model, settings)
     if settings.gradient_checkpointing == "on":
@@ -42,14 +45,17 @@ def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
     return model
 
 
-def attach_adapter(model: nn.Module, settings: ModelSettings) -> nn.Module:
+def attach_adapter(model: nn.Module, settings: ModelSettings, new: NewTokens | None = None) -> nn.Module:
     """PEFT's adapter on the layers that `--targets` means; plain LoRA with our forward pass."""
     import_bitsandbytes()
     from peft import get_peft_model
 
     with warnings.catch_warnings():  # of layers that PEFT has no sizes of, and of what it decides by itself
         warnings.simplefilter("ignore")
-        tuned: Any = get_peft_model(model, ADAPTERS[settings.technique](model, settings))
+        config = ADAPTERS[settings.technique](model, settings)
+        if new is not None:
+            config.trainable_token_indices = new.trained_rows(model, config.target_modules)
+        tuned: Any = get_peft_model(model, config)
     if settings.lora_init == "pissa" and not next(model.parameters()).is_meta:
         remember_start(tuned)
     speed_up_lora(tuned)

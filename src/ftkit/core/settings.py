@@ -193,6 +193,10 @@ class ModelSettings:
     keep_16bit: Annotated[
         str | None, Option("Layers that --quantize leaves in 16 bits, beside the output head", metavar="NAME,...")
     ] = None
+    add_tokens: Annotated[
+        str | None,
+        Option("New tokens, one a line of this file: their embeddings are trained beside LoRA", metavar="FILE"),
+    ] = None
     dora: Annotated[bool, Option("LoRA with a trained magnitude for each output (DoRA)")] = False
     rslora: Annotated[bool, Option("LoRA scaled by alpha / sqrt(r)")] = False
     lora_init: Annotated[
@@ -302,6 +306,7 @@ class ModelSettings:
         if self.recipe not in ("lora", "qlora", "int8", "full") or self.checkpoint_every > 1:
             return False
         is_plain = not (self.dora or self.rank_pattern or self.keep_16bit or self.double_quant == "off")
+        is_plain = is_plain and self.add_tokens is None
         return is_plain and self.optimizer in ("adamw", "adamw-8bit", "paged-adamw-8bit", "sgd")
 
     def check(self) -> None:
@@ -339,6 +344,9 @@ class ModelSettings:
         if self.targets != "auto" and (METHODS[technique].virtual or not METHODS[technique].is_adapter):
             what = f"--targets names layers that get an adapter; {technique} has none"
             raise UserError(what, ExitCode.USAGE, hint="leave out --targets, or --method lora")
+        if self.add_tokens and technique not in ("lora", "full"):
+            what = f"--add-tokens trains rows of the embeddings beside LoRA, or with all weights; the method is {technique}"
+            raise UserError(what, ExitCode.USAGE, hint="--lora, --qlora, --load-in-8bit or --full")
         if self.lora_init == "pissa" and (self.dora or self.rank_pattern):
             other = "--dora" if self.dora else "--rank-pattern"
             what = f"--lora-init pissa and {other} contradict each other: its result is saved as LoRA of twice the rank"
@@ -567,6 +575,9 @@ class TrainSettings(ModelSettings):
         if self.init and self.technique != "full" and (asked or self.technique == "layers"):
             flag = flag_of(asked[0] if asked else "train_layers" if self.train_layers else "freeze")
             raise UserError("--init trains every weight from scratch", ExitCode.USAGE, hint=f"leave out {flag}")
+        if self.init and self.add_tokens:
+            hint = "put them into the tokenizer in the folder of --init"
+            raise UserError("--add-tokens is for a trained model; --init makes a new one", ExitCode.USAGE, hint=hint)
         if self.init and self.quantization:
             hint = "leave out --quantize"
             raise UserError("--init trains every weight from scratch", ExitCode.USAGE, hint=hint)
