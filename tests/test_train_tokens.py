@@ -161,7 +161,7 @@ def test_as_many_are_trained_as_peft_counts_and_as_are_foretold(way, runs, model
     assert json.loads((folder / "run.json").read_text())["trainable"] == expected
     estimate = ["--add-tokens", "tokens.txt", "--r", 4, "--batch", 8, *options, "--json"]
     result = run_here("estimate-memory", "--model", models[model], *estimate, cwd=folder.parent)
-    assert json.loads(result.stdout)["parameters"]["trained"] == expected, result.stderr
+    assert json.loads(result.stdout)["trained_parameters"] == expected, result.stderr
 
 
 def test_chat_speaks_with_them_and_nothing_of_another_vocabulary_joins(runs, models, run_here):
