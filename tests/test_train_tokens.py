@@ -139,7 +139,9 @@ def test_a_stopped_run_ends_with_the_same_bytes(way, runs, models, tmp_path, mon
 
 
 @pytest.mark.parametrize("way", ["lora", "tied, dora"])
-def test_peft_opens_it_on_a_resized_base_and_gives_the_same_logits_as_the_merged_model(way, runs, models, first, run_here):
+def test_peft_opens_it_on_a_resized_base_and_gives_the_same_logits_as_the_merged_model(
+    way, runs, models, first, run_here
+):
     folder = runs(way)
     theirs = PeftModel.from_pretrained(base_with_rows(models[WAYS[way][0]], first + 3), folder / "adapter").eval()
     assert run_here("merge", "run", "-o", "again", "--dtype", "fp32", cwd=folder.parent).exit_code == 0
@@ -170,7 +172,9 @@ def test_chat_speaks_with_them_and_nothing_of_another_vocabulary_joins(runs, mod
     assert result.exit_code == 0 and result.stdout, result.stderr
     plain = [argument for argument in RUN if argument not in ("--add-tokens", "tokens.txt", "run")]
     run_train(*plain, "plain", "--dtype", "fp32", "--model", models["untied"], cwd=place)
-    assert_refused(run_here("chat", "run", "plain", "-p", "a", cwd=place), ExitCode.MODEL, "vocabularies differ (--add-tokens)")
+    assert_refused(
+        run_here("chat", "run", "plain", "-p", "a", cwd=place), ExitCode.MODEL, "vocabularies differ (--add-tokens)"
+    )
 
 
 def test_full_training_saves_a_larger_model_and_goes_on_with_it(models, first, tmp_path, monkeypatch, run_here):
@@ -252,3 +256,10 @@ def test_tokens_that_no_row_holds_are_warned_of(tiny_model, tmp_path):
     (tmp_path / "tokens.txt").write_text("Lily\nglorbix\n")
     result = run_train(*RUN, "--dry-run", "--model", tiny_model, cwd=tmp_path)
     assert result.exit_code == 0 and "1 of 2 new tokens are in no row to train" in result.stderr
+
+
+def test_a_dry_run_counts_the_rows_too(runs, models, tmp_path):
+    trainable = json.loads((runs("lora") / "run.json").read_text())["trainable"]
+    prepare(tmp_path)
+    result = run_train(*RUN, "--dry-run", "--model", models["untied"], cwd=tmp_path)
+    assert f"trains {trainable:,} of" in result.stderr, result.stderr

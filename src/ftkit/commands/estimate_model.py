@@ -6,7 +6,7 @@ from typing import Any
 
 from ftkit import console
 from ftkit.core.model_sizes import ModelSizes, read_sizes
-from ftkit.core.settings import EstimateSettings
+from ftkit.core.settings import EstimateSettings, flag_of, held_as_stored
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import Base, find_base, read_config
 
@@ -53,16 +53,24 @@ def read_model(settings: EstimateSettings) -> Model:
         str(named.parent) if named.name == "config.json" and named.is_file() else settings.model, settings.revision
     )
     raw = read_config(base)
-    if raw.get("quantization_config"):
-        raise UserError(
-            f"{settings.model}: is quantised already; that cannot be estimated yet",
-            ExitCode.ENVIRONMENT,
-            hint="give the 16-bit model that it was made from, with --qlora or --load-in-8bit",
-        )
     if settings.fast:
         return Model(base, raw, None, read_sizes(raw, settings.model))
     config = parsed(base, raw, settings.model)
     return Model(base, raw, config, sizes_if_described(raw, settings.model), read_new_tokens(settings, base, config))
+
+
+def settle_quantization(settings: EstimateSettings, model: Model) -> EstimateSettings:
+    """For a base whose files hold packed weights: the settings as it is held, which nothing else can be compared with."""
+    stored = model.raw.get("quantization_config")
+    if not stored:
+        return settings
+    from ftkit.io.quantization import kind_of_stored
+
+    for asked in ("compare", "fit", "framework"):
+        if getattr(settings, asked) not in (False, None, "ftkit"):
+            what = f"{settings.model} is quantised already, so {flag_of(asked)} has nothing to choose from"
+            raise UserError(what, ExitCode.USAGE, hint="give the 16-bit model that it was made from, or --gpu")
+    return held_as_stored(settings, kind_of_stored(stored, settings.model), settings.model)
 
 
 def read_new_tokens(settings: EstimateSettings, base: Base, config: Any) -> Any:

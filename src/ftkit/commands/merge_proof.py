@@ -220,7 +220,9 @@ def take_resized(model: Any, weights: dict[str, Weight], adapter: Adapter) -> No
     for name in resized:
         place = adapter.saved.get(name) or adapter.saved.get(partners.get(name, ""))
         if place is None:  # new tokens, whose rows are the adapter's
-            weights[name] = GrownWeight(weights[name], dict(model.named_parameters(remove_duplicate=False))[name].shape[0])
+            weights[name] = GrownWeight(
+                weights[name], dict(model.named_parameters(remove_duplicate=False))[name].shape[0]
+            )
         else:
             weights[name] = FileWeight(place)
 

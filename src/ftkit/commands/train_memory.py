@@ -10,7 +10,7 @@ from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.training_memory import predict_training, present_gpu, simulated_device
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.quantization import quantization_config
+from ftkit.io.quantization import quantization_config, stored_quantization
 
 GIB = 2**30
 SURPRISE = 0.03
@@ -45,7 +45,8 @@ def foretell(prepared: Prepared) -> MemoryEstimate | None:
 def simulate(prepared: Prepared, device: SimulatedDevice) -> MemoryEstimate | None:
     """The simulated peak; None, said, for an architecture that cannot be simulated."""
     settings = replace(prepared.settings, full=True) if prepared.settings.init else prepared.settings
-    quantization = quantization_config(settings.recipe, prepared.dtype, settings.kept_names)
+    stored = stored_quantization(prepared.config)
+    quantization = quantization_config(settings.recipe, prepared.dtype, settings.kept_names, stored)
     try:
         with console.quiet_libraries():
             return predict_training(

@@ -146,7 +146,7 @@ def find_changes(
             changes.setdefault(name, {}).update(bias=pair.bias, scale=update["scale"])
     for layer, rows in adapter.rows.items():
         name = owner(f"{layer}.weight")
-        check_rows(layer, rows, shapes[name], find_layer(layer, model).weight.shape[0])  # type: ignore[index]
+        check_rows(layer, rows, shapes[name], find_layer(layer, model).get_parameter("weight").shape[0])
         changes.setdefault(name, {})["rows"] = rows
     return changes
 

@@ -5,8 +5,8 @@ environment and files. Nothing here imports a heavy library.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, TypeVar
 
 from ftkit.core.byte_sizes import byte_size
 from ftkit.core.durations import rhythm_of, seconds_of
@@ -378,6 +378,28 @@ class ModelSettings:
         if self.lora_init == "pissa" and kind:
             what = "--lora-init pissa takes its start out of the base's weights, which are quantised here"
             raise UserError(what, ExitCode.USAGE, hint="--lora-init loftq, or leave out the quantisation")
+
+
+Settings = TypeVar("Settings", bound=ModelSettings)
+
+
+def held_as_stored(settings: Settings, kind: str, name: str) -> Settings:
+    """The settings for a base that is quantised on disk: `kind` as `quantization` says it. Exit 2 for what contradicts it."""
+    bits, _, double = kind.partition("-")
+    if settings.quantization not in (None, kind):
+        what = f"{name} is quantised already ({kind}), and {settings.quantization} is asked for"
+        raise UserError(what, ExitCode.USAGE, hint="leave out the quantisation; --double-quant is the files' too")
+    for asked, reason in (("keep_16bit", "its files decide that"), ("init", "--init makes a new model")):
+        if getattr(settings, asked, None):
+            raise UserError(f"{name} is quantised already; {flag_of(asked)}: {reason}", ExitCode.USAGE,
+                            hint=f"leave out {flag_of(asked)}")  # fmt: skip
+    if settings.lora_init == "loftq":
+        what = f"--lora-init loftq makes up for what rounding lost, which the files of {name} do not hold"
+        raise UserError(what, ExitCode.USAGE, hint="give the 16-bit model that it was made from")
+    double_quant = "off" if bits != "int8" and not double else "on"
+    held: Settings = replace(settings, qlora=False, load_in_8bit=False, quantize=bits, double_quant=double_quant)  # type: ignore[arg-type]
+    held.check()
+    return held
 
 
 METHOD_FLAGS = ("lora", "qlora", "load_in_8bit", "full")

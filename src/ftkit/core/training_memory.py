@@ -53,7 +53,10 @@ def training_memory(
     where the device has a capacity and the run does not fit.
     """
     with suppress(NotImplementedError, RuntimeError, TypeError, ValueError):  # those are told of the padded rows below
-        if run.pack and (packed := simulate_run(settings, run, config, quantization, device, heaviest, new)) is not None:
+        if (
+            run.pack
+            and (packed := simulate_run(settings, run, config, quantization, device, heaviest, new)) is not None
+        ):
             return packed
     padded = with_padded_rows(run, settings) if run.pack else run
     with cannot_simulate(settings.model, config):

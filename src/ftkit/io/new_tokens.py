@@ -94,7 +94,10 @@ def read_token_file(name: str) -> list[str]:
         if not token.strip():
             fault = "an empty line is no token"
         elif token != token.strip():
-            fault, hint = f"'{token}' has a space at its end", "write the token alone: it is found between spaces by itself"
+            fault, hint = (
+                f"'{token}' has a space at its end",
+                "write the token alone: it is found between spaces by itself",
+            )
         elif token in first:
             fault = f"'{token}' is in line {first[token]} already"
         if fault:
