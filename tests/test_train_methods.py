@@ -173,6 +173,12 @@ def test_chat_answers_with_it(way, runs, run_here):
         ),
         (["--method", "prompt", "--virtual-tokens", 511], ExitCode.USAGE, ["the model reads 512 tokens"]),
         (["--warmup", 8], ExitCode.USAGE, ["all of the 8 steps"]),
+        (["--offload-activations"], ExitCode.USAGE, ["--gradient-checkpointing on --offload-activations"]),
+        (
+            ["--offload-activations", "--gradient-checkpointing", "on", "--device", "cpu"],
+            ExitCode.ENVIRONMENT,
+            ["needs a CUDA GPU"],
+        ),
         (["--optimizer", "paged-lion-8bit"], ExitCode.ENVIRONMENT, ["needs a CUDA GPU", "--optimizer lion-8bit"]),
     ],
 )

@@ -96,6 +96,7 @@ def prepare(settings: TrainSettings) -> Prepared:
     refuse_many_processes(os.environ.get("WORLD_SIZE", ""))
     device = pick_device(settings.device)
     check_optimizer(settings.optimizer, device)
+    refuse_offload(settings, device)
     check_quantization(settings.quantization)
     refuse_no_run(settings.run)
     check_trackers(settings.tracker)
@@ -106,9 +107,11 @@ def prepare(settings: TrainSettings) -> Prepared:
     say_default(settings.init or settings.model)
     base = find_base(settings.init or settings.model, settings.revision)
     classes = classes_of(settings, data)
-    if classes and settings.technique not in ("lora", "full"):
-        what = f"classes are learned with LoRA or with every weight, not with {settings.technique}"
-        raise UserError(what, ExitCode.USAGE, hint="--lora, --qlora, --load-in-8bit or --full")
+    if classes and METHODS[settings.technique].virtual:
+        what = f"a head for classes reads the last token by its place, which virtual tokens of {settings.technique} would move"
+        raise UserError(
+            what, ExitCode.USAGE, hint="any other method: --lora, --method ia3, --train-layers last:2, --full"
+        )
     config = config_from_scratch(base) if settings.init else check_base(base, for_classes=bool(classes))
     settings = settle_quantization(settings, base, config)
     dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32 or bool(settings.init))
@@ -171,6 +174,13 @@ def refuse_many_processes(world_size: str) -> None:
             ExitCode.ENVIRONMENT,
             hint="start ftkit once, without a launcher",
         )
+
+
+def refuse_offload(settings: TrainSettings, device: str) -> None:
+    """Exit 6 for activations that shall leave a GPU's memory where there is none."""
+    if settings.offload_activations and device != "cuda":
+        what = f"--offload-activations needs a CUDA GPU: on {device} they are in the computer's memory already"
+        raise UserError(what, ExitCode.ENVIRONMENT, hint="leave it out")
 
 
 def refuse_no_run(asked: str | None) -> None:

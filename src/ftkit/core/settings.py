@@ -246,6 +246,9 @@ class ModelSettings:
         Literal["auto", "on", "off"], Option("Recompute activations in the backward pass: slower, less memory")
     ] = "auto"
     checkpoint_every: Annotated[int, Option("With --gradient-checkpointing: recompute one block of N", metavar="N")] = 1
+    offload_activations: Annotated[
+        bool, Option("With --gradient-checkpointing on: what blocks keep waits in the computer's memory (CUDA)")
+    ] = False
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the frozen weights and activations")
     ] = "auto"
@@ -306,7 +309,7 @@ class ModelSettings:
         if self.recipe not in ("lora", "qlora", "int8", "full") or self.checkpoint_every > 1:
             return False
         is_plain = not (self.dora or self.rank_pattern or self.keep_16bit or self.double_quant == "off")
-        is_plain = is_plain and self.add_tokens is None
+        is_plain = is_plain and self.add_tokens is None and not self.offload_activations
         return is_plain and self.optimizer in ("adamw", "adamw-8bit", "paged-adamw-8bit", "sgd")
 
     def check(self) -> None:
@@ -315,6 +318,9 @@ class ModelSettings:
         self._check_quantization()
         require(self.r >= 1, "--r", self.r, "1 or more")
         require(self.checkpoint_every >= 1, "--checkpoint-every", self.checkpoint_every, "1 or more")
+        if self.offload_activations and self.gradient_checkpointing != "on":
+            what = "--offload-activations is about what recomputed blocks keep"
+            raise UserError(what, ExitCode.USAGE, hint="--gradient-checkpointing on --offload-activations")
         require(self.virtual_tokens >= 1, "--virtual-tokens", self.virtual_tokens, "1 or more")
         require(0 < self.alpha < math.inf, "--alpha", self.alpha, "a number above 0")
         require(0 <= self.dropout < 1, "--dropout", self.dropout, "0 up to, but not including, 1")
@@ -775,7 +781,6 @@ class MergeSettings:
         Literal["auto", "trained", "original"],
         Option("Add to the weights that training saw (trained: the default) or to the unquantised ones (original)"),
     ] = "auto"
-    checkpoint_every: Annotated[int, Option("With --gradient-checkpointing: recompute one block of N", metavar="N")] = 1
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the merged weights; auto keeps the base's")
     ] = "auto"
