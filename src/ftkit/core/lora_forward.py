@@ -9,7 +9,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -42,6 +41,33 @@ def lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     result: Tensor = layer.base_layer(x)
     format_ = result.dtype
     a, b = layer.lora_A[name].weight.to(format_), layer.lora_B[name].weight.to(format_)
-    inner = F.linear(layer.lora_dropout[name](x.to(format_)), a)  # (..., r)
-    added = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), b.t(), alpha=layer.scaling[name])
+    fed = layer.lora_dropout[name](x.to(format_))
+    added: Tensor = LoraTerm.apply(  # type: ignore[no-untyped-call]
+        result.flatten(0, -2), fed.flatten(0, -2), a, b, layer.scaling[name]
+    )
     return added.view_as(result)
+
+
+class LoraTerm(torch.autograd.Function):
+    """result + scale * (x A^T) B^T: result (N, out), x (N, in), A (r, in), B (out, r) -> (N, out).
+
+    Of the ways to write these thin products, those that read the large matrix row by row: on a CPU they take half the
+    time of what autograd derives.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """x and the inner products are kept."""
+        inner, up = a @ x.t(), b.t().contiguous()  # (r, N), (r, out)
+        ctx.save_for_backward(x, inner, a, up)
+        ctx.scale = scale
+        return torch.addmm(result, inner.t(), up, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of result, x, A and B."""
+        [grad] = grad_outputs
+        x, inner, a, up = ctx.saved_tensors
+        back = (up @ grad.t()).mul_(ctx.scale)  # (r, N)
+        grad_x = back.t() @ a if ctx.needs_input_grad[1] else None
+        return grad, grad_x, back @ x, (inner @ grad).mul_(ctx.scale).t(), None

@@ -61,19 +61,20 @@ def packing_fault(model: Any, examples: Sequence[Example], device: str) -> str |
 
 
 def rows_to_check(examples: Sequence[Example], window: int | None) -> list[Example]:
-    """Two short rows, and the same behind a start that they share; all tokens counted.
+    """The ends of two short rows, and the same behind a start that they share; their last tokens are counted.
 
     With a long end each: were positions those of the pack, the second one's would be far off.
     """
     by_length = sorted(examples, key=lambda example: len(example.ids))
-    longest = len(by_length[-1].ids)
-    short = [by_length[0].ids, by_length[min(1, len(by_length) - 1)].ids]
-    stem = short[0] + short[1]
-    stem = (stem * (4 * SHORTEST_SHARED))[: min(4 * SHORTEST_SHARED, longest // 2)]
-    rows = [*short, stem + short[0] + stem, stem + short[1] + stem]
+    longest, most = len(by_length[-1].ids), 4 * SHORTEST_SHARED
+    short = [row.ids[-most:] for row in by_length[:2]]
+    stem = (short[0] + short[-1]) * most
+    stem = stem[: min(most, longest // 2)]
+    rows = [short[0], short[-1], stem + short[0] + stem, stem + short[-1] + stem]
     if window is not None:
         rows += next(([row.ids] for row in by_length if len(row.ids) > window + 1), [])
-    return [Example(ids[:longest], [True] * len(ids[:longest])) for ids in rows]
+    cut = [ids[:longest] for ids in rows]
+    return [Example(ids, [len(ids) - at <= 2 * most for at in range(len(ids))]) for ids in cut]
 
 
 def window_of(model: Any) -> int | None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftkit.core.block_attention import block_attention
 from ftkit.core.packing import Segment
 
 SHORT_PAIRS = 2**18
@@ -72,6 +73,8 @@ def attend(
     length, total = q.shape[2], k.shape[2]
     if softcap is not None or is_short_on_cpu(q, total):
         return plain_attention(q, k, v, scaling, dropout, window, softcap)
+    if is_bfloat16_on_cpu(q) and not dropout:
+        return block_attention(q, k, v, scaling, window)
     grouped = q.shape[1] != k.shape[1]
     if length == total and (window is None or window >= total):
         return F.scaled_dot_product_attention(
@@ -87,7 +90,12 @@ def is_short_on_cpu(q: Tensor, total: int) -> bool:
     Measured on an AMD EPYC with AVX512-BF16, forward and backward. They keep the weights of all pairs for the backward
     pass, 2 bytes a pair, head and layer: beyond this size that is too much.
     """
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * total <= SHORT_PAIRS
+    return is_bfloat16_on_cpu(q) and q.shape[2] * total <= SHORT_PAIRS
+
+
+def is_bfloat16_on_cpu(q: Tensor) -> bool:
+    """There batched products reach what torch's fused kernel does not; in float32 it is as fast as they are."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
 def causal_mask(length: int, total: int, window: int | None, device: torch.device) -> Tensor:
