@@ -92,6 +92,9 @@ def make_examples(
     """(examples to train, rows held out, their examples, ledger of all rows)."""
     examples, origin, ledger = encode(settings, encoder, data.rows, data.places)
     warn_of_losses(data.source, ledger, settings)
+    if not examples and ledger.untrained_turns:
+        what = f"{data.source}: no assistant turn can be trained as it would be written: see the warning"
+        raise UserError(what, ExitCode.DATA, hint="another chat template: ftkit prep FILE --template chatml")
     if not examples:
         raise UserError(
             f"{data.source}: no row fits into {settings.max_length} tokens with something to learn",

@@ -318,9 +318,13 @@ class ModelSettings:
         self._check_quantization()
         require(self.r >= 1, "--r", self.r, "1 or more")
         require(self.checkpoint_every >= 1, "--checkpoint-every", self.checkpoint_every, "1 or more")
-        if self.offload_activations and self.gradient_checkpointing != "on":
-            what = "--offload-activations is about what recomputed blocks keep"
-            raise UserError(what, ExitCode.USAGE, hint="--gradient-checkpointing on --offload-activations")
+        for flag, asked in (
+            ("--offload-activations", self.offload_activations),
+            (f"--checkpoint-every {self.checkpoint_every}", self.checkpoint_every > 1),
+        ):
+            if asked and self.gradient_checkpointing != "on":
+                what = f"{flag} is about recomputed blocks, and none are recomputed"
+                raise UserError(what, ExitCode.USAGE, hint=f"--gradient-checkpointing on {flag}")
         require(self.virtual_tokens >= 1, "--virtual-tokens", self.virtual_tokens, "1 or more")
         require(0 < self.alpha < math.inf, "--alpha", self.alpha, "a number above 0")
         require(0 <= self.dropout < 1, "--dropout", self.dropout, "0 up to, but not including, 1")
