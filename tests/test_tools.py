@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import assert_refused
 from prep_shell import jsonl
-
 from transformers import AutoTokenizer
 
 from ftkit.core.encoding import Encoder
@@ -120,7 +119,8 @@ REAL = {
     "llama3_2": '{"name": "area", "parameters": {"side": 3}}<|eot_id|>|9.<|eot_id|>',
     "qwen2_5": '<tool_call>\n{"name": "area", "arguments": {"side": 3}}\n</tool_call><|im_end|>|9.<|im_end|>',
     "qwen3": "<think>\n\n</think>\n\n9.<|im_end|>",
-    "gptoss": ' to=functions.area<|channel|>commentary json<|message|>{"side": 3}<|call|>|<|channel|>final<|message|>9.<|return|>',
+    "gptoss": ' to=functions.area<|channel|>commentary json<|message|>{"side": 3}<|call|>'
+    "|<|channel|>final<|message|>9.<|return|>",
 }
 REFUSED = {
     "llama3": "leaves out the call of area in turn 2",
