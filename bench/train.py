@@ -239,10 +239,10 @@ def on(found: dict[str, str]) -> str:
     return ", ".join(f"{name} {found[name]}" for name in ("torch", "transformers") if name in found)
 
 
-def write_between_marks(path: Path, name: str, table: str) -> None:
-    """Replace what stands between <!-- train.py NAME --> and <!-- end -->."""
+def write_between_marks(path: Path, name: str, table: str, script: str = "train.py") -> None:
+    """Replace what stands between <!-- SCRIPT NAME --> and <!-- end -->."""
     text = path.read_text(encoding="utf-8")
-    mark, end = f"<!-- train.py {name} -->\n", "<!-- end -->"
+    mark, end = f"<!-- {script} {name} -->\n", "<!-- end -->"
     before, _, rest = text.partition(mark)
     if not rest:
         sys.exit(f"{path} has no line {mark.strip()}")

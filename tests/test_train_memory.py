@@ -31,7 +31,7 @@ def on_card(tiny_model, tmp_path, monkeypatch):
 
 
 def test_a_run_that_fits_says_what_it_takes(on_card, capsys):
-    estimate = foretell(on_card(4000))
+    _, estimate = foretell(on_card(4000))
     assert 0 < estimate.allocated_bytes <= estimate.reserved_bytes < 4000 * MIB
     assert "foretold for a card" in capsys.readouterr().err
 
@@ -42,8 +42,25 @@ def test_a_run_that_does_not_fit_is_exit_5_before_anything_is_loaded(on_card):
     assert caught.value.exit_code == ExitCode.MEMORY and "--force" in caught.value.hint
 
 
+def test_checkpointing_goes_on_by_itself_where_the_run_fits_only_with_it(on_card, capsys):
+    roomy = {"max_length": 512, "micro_tokens": "16384", "batch": 64}
+    needs = {way: foretell(on_card(40000, gradient_checkpointing=way, **roomy))[1] for way in ("on", "off")}
+    with_it, without = (needs[way].reserved_bytes / MIB for way in ("on", "off"))
+    assert with_it < without
+    between = (with_it + without) / 2 + Gpu("a card", 0, (8, 0), context_bytes=0).margin_bytes / MIB
+    capsys.readouterr()
+    prepared, estimate = foretell(on_card(between, **roomy))
+    assert prepared.settings.gradient_checkpointing == "on"
+    assert estimate.reserved_bytes == needs["on"].reserved_bytes
+    assert "gradient checkpointing is on: without it" in capsys.readouterr().err
+    prepared, _ = foretell(on_card(40000, **roomy))
+    assert prepared.settings.gradient_checkpointing == "auto"
+    with pytest.raises(UserError, match="needs"):
+        foretell(on_card(between, gradient_checkpointing="off", **roomy))
+
+
 def test_force_tries_it_all_the_same(on_card):
-    assert foretell(on_card(300, force=True)).reserved_bytes > 0
+    assert foretell(on_card(300, force=True))[1].reserved_bytes > 0
 
 
 def test_on_a_processor_only_a_dry_run_takes_the_time(tiny_model, tmp_path):
@@ -56,7 +73,7 @@ def test_on_a_processor_only_a_dry_run_takes_the_time(tiny_model, tmp_path):
 @pytest.mark.parametrize(("share", "is_said"), [(1.0, False), (1.02, False), (1.05, True), (0.9, True)])
 def test_a_peak_that_is_not_the_foretold_one_is_said(share, is_said, on_card, capsys):
     prepared = on_card(4000)
-    estimate = foretell(prepared)
+    _, estimate = foretell(prepared)
     capsys.readouterr()
     compare(prepared, estimate, {"measured_peak_bytes": share * estimate.allocated_bytes})
     assert ("were foretold" in capsys.readouterr().err) == is_said

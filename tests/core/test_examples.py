@@ -140,3 +140,23 @@ def test_only_the_last_stretch_of_a_conversation_is_left():
     found = last_turn(Example(list(range(8)), flags))
     assert found.counted == [False] * 5 + [True, True, False]
     assert last_turn(found) == found
+
+
+ROWS = [
+    {"prompt": "Q: a\n", "completion": "b c <|im_end|> ü"},
+    {"prompt": "", "completion": " b"},
+    {"prompt": "Q: a\n", "completion": "\nb"},
+    {"text": "b c\n\nd"},
+    {"prompt": "<s>", "completion": "x" * 50},
+]
+
+
+@pytest.mark.parametrize("name", ["stories260k", "tinystories-chat-3m", None])
+def test_texts_encoded_ahead_of_their_rows_give_the_same_examples(name, tiny_model, request, monkeypatch):
+    folder = tiny_model if name is None else request.getfixturevalue("shared") / "models" / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    monkeypatch.setattr("ftkit.core.examples.AHEAD", 3)
+    some = Encoder(tokenizer)
+    examples, origin, _ = encode_rows(placed(ROWS * 2), some, max_length=500, overlength="drop")
+    assert origin == list(range(10)) and some._ahead
+    assert examples == [Encoder(tokenizer).example(row) for row in ROWS * 2]

@@ -16,6 +16,7 @@ from ftkit.commands.train_plan import Prepared, checkpoint_bytes, prepare, weigh
 from ftkit.commands.train_record import first_facts, recorded
 from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
+from ftkit.commands.train_tokens import keep
 from ftkit.core.adapters import count_parameters, make_trainable, start_from_rounding, target_names
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.memory_estimate import MemoryEstimate
@@ -41,19 +42,20 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
     refuse_other_run(prepared)
     if settings.dry_run:
         show_plan(prepared, prepared.rehearsed)
-        report_plan(prepared, foretell(prepared))
+        report_plan(*foretell(prepared))
         return
     if (done := find_done(prepared)) is not None:
         console.info(f"already trained with the same rows and settings: {done.path}")
         report(done, done.read_info(), settings.json)
         return
-    estimate = foretell(prepared)
+    prepared, estimate = foretell(prepared)
     folder = choose_folder(prepared)
     with locked(folder.path):
         start = newest_checkpoint(folder.path)
         check_space(prepared, folder)
         with recorded(folder, prepared, start.step if start else None) as (info, trackers):
             info |= foretold(estimate)
+            keep(prepared.encoded, folder)
             stop.check()
             model = load(prepared, start)
             prepared = settle_packing(prepared, model, start)

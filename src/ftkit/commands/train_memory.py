@@ -17,19 +17,27 @@ SURPRISE = 0.03
 """A measured peak that is further from the foretold one is said: then the estimate is wrong, and others should know."""
 
 
-def foretell(prepared: Prepared) -> MemoryEstimate | None:
-    """The peak of the run. Exit 5 where the GPU cannot hold it, unless --force.
+def foretell(prepared: Prepared) -> tuple[Prepared, MemoryEstimate | None]:
+    """The run, its gradient checkpointing settled, and its peak. Exit 5 where the GPU cannot hold it, unless --force.
 
-    Asked for on a GPU, and for a dry run: it takes seconds, and on a CPU nothing depends on it. None otherwise, and where
-    it cannot be foretold, which is said and stops nothing.
+    Asked for on a GPU, and for a dry run: it takes seconds, and on a CPU nothing depends on it. No peak otherwise, and
+    where it cannot be foretold, which is said and stops nothing.
     """
     if prepared.device != "cuda" and not prepared.settings.dry_run:
-        return None
+        return prepared, None
     gpu = present_gpu() if prepared.device == "cuda" else None
     device = simulated_device(gpu) if gpu else SimulatedDevice(CPU)
     estimate = simulate(prepared, device)
     if estimate is None:
-        return None
+        return prepared, None
+    if gpu and not gpu.holds(estimate.reserved_bytes) and prepared.settings.gradient_checkpointing == "auto":
+        without = estimate.reserved_bytes / GIB
+        prepared = replace(prepared, settings=replace(prepared.settings, gradient_checkpointing="on"))
+        estimate = simulate(prepared, device) or estimate
+        console.info(
+            f"gradient checkpointing is on: without it the run needs {without:.2f} GiB of {gpu.name},"
+            f" which has {gpu.usable_bytes / GIB:.2f} GiB free"
+        )
     peak = f"{estimate.allocated_bytes / GIB:.2f} GiB of tensors, {estimate.reserved_bytes / GIB:.2f} GiB reserved"
     console.info(f"memory: {peak}, foretold for {gpu.name if gpu else 'this processor, without the libraries'}")
     if gpu and not gpu.holds(estimate.reserved_bytes) and not prepared.settings.force:
@@ -39,7 +47,7 @@ def foretell(prepared: Prepared) -> MemoryEstimate | None:
             ExitCode.MEMORY,
             hint="ftkit estimate-memory with the same options says what would fit; --force tries it all the same",
         )
-    return estimate
+    return prepared, estimate
 
 
 def simulate(prepared: Prepared, device: SimulatedDevice) -> MemoryEstimate | None:

@@ -19,7 +19,9 @@ from ftkit.commands.train_rows import (
     rows_sha256,
     settle_objective,
     share_of,
+    warn_of_losses,
 )
+from ftkit.commands.train_tokens import Encoded, encode_or_read
 from ftkit.core.adapters import make_trainable, target_names, trainable_parameters
 from ftkit.core.batching import auto_micro_batch, auto_micro_tokens, steps_per_epoch
 from ftkit.core.encoding import Encoder, Example
@@ -75,7 +77,7 @@ class Prepared:
     examples: list[Example]
     valid_rows: list[dict[str, Any]]
     valid_examples: list[Example]
-    ledger: Ledger
+    encoded: Encoded
     plan: Plan
     device: str
     dtype: torch.dtype
@@ -86,6 +88,11 @@ class Prepared:
     """Those of --add-tokens, which the encoder's tokenizer has already."""
     packing_fault: str | None = None
     """Why rows are padded though packs were asked for."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """What became of the rows."""
+        return self.encoded.ledger
 
 
 def prepare(settings: TrainSettings) -> Prepared:
@@ -125,7 +132,9 @@ def prepare(settings: TrainSettings) -> Prepared:
         settings = replace(
             settings, targets=",".join(targets) if settings.technique != "lora" else lora_targets(settings)
         )
-    examples, valid_rows, valid_examples, ledger = make_examples(settings, data, encoder)
+    encoded = encode_or_read(settings, data, encoder)
+    warn_of_losses(data.source, encoded.ledger, settings)
+    examples, valid_rows, valid_examples = make_examples(settings, data, encoder, encoded.examples, encoded.origin)
     if settings.early_stop and not valid_examples:
         hint = "--valid 0.05, or a file; or leave out --early-stop"
         raise UserError("--early-stop compares held-out losses, and no row is held out", ExitCode.DATA, hint=hint)
@@ -146,7 +155,7 @@ def prepare(settings: TrainSettings) -> Prepared:
         examples,
         valid_rows,
         valid_examples,
-        ledger,
+        encoded,
         plan,
         device,
         dtype,

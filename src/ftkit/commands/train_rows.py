@@ -87,14 +87,9 @@ def classes_of(settings: TrainSettings, data: Data) -> tuple[str, ...]:
 
 
 def make_examples(
-    settings: TrainSettings, data: Data, encoder: Encoder
-) -> tuple[list[Example], list[dict[str, Any]], list[Example], Ledger]:
-    """(examples to train, rows held out, their examples, ledger of all rows)."""
-    examples, origin, ledger = encode(settings, encoder, data.rows, data.places)
-    warn_of_losses(data.source, ledger, settings)
-    if not examples and ledger.untrained_turns:
-        what = f"{data.source}: no assistant turn can be trained as it would be written: see the warning"
-        raise UserError(what, ExitCode.DATA, hint="another chat template: ftkit prep FILE --template chatml")
+    settings: TrainSettings, data: Data, encoder: Encoder, examples: list[Example], origin: list[int]
+) -> tuple[list[Example], list[dict[str, Any]], list[Example]]:
+    """(examples to train, rows held out, their examples). origin: the row that each example is of."""
     if not examples:
         raise UserError(
             f"{data.source}: no row fits into {settings.max_length} tokens with something to learn",
@@ -104,7 +99,7 @@ def make_examples(
     share = share_of(settings.valid)
     if share is None:
         require_every_class(encoder.classes, examples, data.source)
-        return as_trained(settings, examples, origin), *read_held_out(settings, data, encoder), ledger
+        return as_trained(settings, examples, origin), *read_held_out(settings, data, encoder)
     kept = sorted(set(origin))  # a long text is one row of many examples, all on one side
     held = {kept[place] for place in hold_out([data.rows[i] for i in kept], share)[1]}
     train, valid = (
@@ -113,7 +108,7 @@ def make_examples(
     of_train = [i for i in origin if i not in held]
     require_every_class(encoder.classes, train, data.source)
     held_rows = [data.rows[i] for i in sorted(held)]
-    return as_trained(settings, train, of_train), held_rows, [replace(example, weight=1.0) for example in valid], ledger
+    return as_trained(settings, train, of_train), held_rows, [replace(example, weight=1.0) for example in valid]
 
 
 def require_every_class(names: tuple[str, ...], train: list[Example], source: str) -> None:

@@ -100,13 +100,37 @@ class Encoder:
         """
         if not text:
             return []
-        options = {"add_special_tokens": False, "split_special_tokens": not specials}
         for anchor in ANCHORS if after_text and self.has_dummy_prefix else ():
-            before = self.tokenizer(anchor, **options).input_ids
-            both = self.tokenizer(anchor + text, **options).input_ids
+            before, both = self._ids(anchor, specials), self._ids(anchor + text, specials)
             if both[: len(before)] == before:
-                return list(both[len(before) :])
-        return list(self.tokenizer(text, **options).input_ids)
+                return both[len(before) :]
+        return self._ids(text, specials)
+
+    def _ids(self, text: str, specials: bool) -> list[int]:
+        """What the tokenizer makes of a text, or has made of it ahead."""
+        if not specials and (ids := self._ahead.get(text)) is not None:
+            return list(ids)
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not specials).input_ids)
+
+    @cached_property
+    def _ahead(self) -> dict[str, list[int]]:
+        """Ids of the texts that `read_ahead` was given last."""
+        return {}
+
+    def read_ahead(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Encode the texts of rows in one call, which works on all cores, before `example` asks for them one by one.
+
+        Conversations are cut into pieces as they are rendered, so nothing is known of them ahead.
+        """
+        names = ("prompt", "completion", "text")
+        texts = {text for row in rows for name in names if isinstance(text := row.get(name), str)}
+        if self.has_dummy_prefix:
+            answers = (row.get("completion") for row in rows)
+            texts |= {ANCHORS[0] + text for text in answers if isinstance(text, str)} | set(ANCHORS)
+        self._ahead.clear()
+        if some := sorted(texts - {""}):
+            encoded = self.tokenizer(some, add_special_tokens=False, split_special_tokens=True)
+            self._ahead.update(zip(some, encoded.input_ids, strict=True))
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a rendered prompt as they are fed in training and at inference."""

@@ -1,14 +1,17 @@
 """Rows -> examples no longer than the model may see, with a ledger of what was dropped or cut."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from ftkit import faults
 from ftkit.core.encoding import Encoder, Example
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.records import kind_of
+
+AHEAD = 256
+"""Rows whose texts are encoded in one call."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def encode_rows(
     examples: list[Example] = []
     origin: list[int] = []
     total = dropped = truncated = lost = untrained = 0
-    for number, (place, row) in enumerate(rows):
+    for number, (place, row) in enumerate(read_ahead(rows, encoder)):
         total += 1
         faults.point("tokenise")
         example, is_text = checked_example(encoder, row, place), kind_of(row) == "text"
@@ -65,6 +68,14 @@ def encode_rows(
         origin,
         Ledger(total, total - dropped, dropped, truncated, lost, longest, tokens, counted, untrained),
     )
+
+
+def read_ahead(rows: Iterable[tuple[str, dict[str, Any]]], encoder: Encoder) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same rows; the encoder has seen each a little before it comes."""
+    waiting = iter(rows)
+    while some := list(islice(waiting, AHEAD)):
+        encoder.read_ahead([row for _, row in some])
+        yield from some
 
 
 def untrained_turns(row: dict[str, Any], example: Example) -> int:
@@ -124,14 +135,14 @@ def checked_example(encoder: Encoder, row: dict[str, Any], place: str) -> Exampl
         )
     if kind_of(row) == "classification":
         return example
-    trained = [token for token, is_trained in zip(example.ids, example.counted, strict=True) if is_trained]
-    if not trained:
+    last = next((at for at in reversed(range(len(example.ids))) if example.counted[at]), None)
+    if last is None:
         raise UserError(
             f"{place}: no answer, nothing to learn",
             ExitCode.DATA,
             hint="the template shows no assistant turn of this row to train",
         )
-    if trained[-1] not in encoder.stop_ids:
+    if example.ids[last] not in encoder.stop_ids:
         raise UserError(
             f"{place}: the answer does not end in a stop token",
             ExitCode.DATA,
