@@ -9,14 +9,16 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 
 import pytest
+from conftest import assert_refused
 
 from ftkit import console
 from ftkit.commands import chat_editing, chat_terminal
@@ -247,12 +249,12 @@ def test_without_a_run_the_base_is_opened_and_said(chat, tiny_model, tmp_path, m
     assert out == chat(tiny_model, "hello\n")[0]
 
 
-def test_without_a_run_and_a_model_the_builtin_base_answers(ftkit):
+def test_without_a_run_and_a_model_the_builtin_base_answers(run_here):
     from ftkit.io.base_model import BUILTIN, find_base
 
     if not (find_base(BUILTIN).folder / "model.safetensors").is_file():
         pytest.skip("builtin:tiny is not built in this checkout")
-    result = ftkit("chat", "--max-new", 3, stdin="hello\n")
+    result = run_here("chat", "--max-new", 3, stdin="hello\n")
     assert result.exit_code == 0 and result.stdout.strip()
     assert "untuned base builtin:tiny" in result.stderr
 
@@ -293,11 +295,33 @@ def test_a_closed_pipe_ends_it_quietly(tiny_model, tmp_path):
     assert "error" not in err and "Traceback" not in err
 
 
-def test_a_full_disk_is_exit_74_and_a_closed_stdin_has_no_prompts(tiny_model, tmp_path):
-    code, _, err = shell(f"chat {tiny_model} --max-new 2 -p hello > /dev/full", tmp_path)
-    assert code == ExitCode.IO and "Traceback" not in err
-    code, _, err = shell(f"chat {tiny_model} <&-", tmp_path)
-    assert code == ExitCode.DATA and "0 prompts" in err
+def test_a_full_disk_is_exit_74(tiny_model, capfd):
+    from ftkit.cli import main
+
+    arguments = ["chat", str(tiny_model), "--max-new", "2", "-p", "hello"]
+    with open("/dev/full", "w") as full, redirect_stdout(full), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == ExitCode.IO
+    err = capfd.readouterr().err
+    assert "No space left on device" in err and "Traceback" not in err
+
+
+def test_a_closed_stdin_has_no_prompts(run_here, tiny_model, monkeypatch):
+    assert_refused(run_here("chat", tiny_model, stdin=None), ExitCode.DATA, "<stdin>: 0 prompts")
+
+
+def test_rows_of_prep_go_through_chat_into_jq(alpaca_model, tmp_path):
+    """What a reader of JSON lines gets; Python reads them where jq is not installed."""
+    (tmp_path / "rows.csv").write_text("instruction,output\nName a colour.,Blue.\nName a tree.,An oak.\n")
+    python = (
+        f"{shlex.quote(sys.executable)} -c 'import json, sys; [print(json.loads(x)[\"answer\"]) for x in sys.stdin]'"
+    )
+    reader = "jq -r .answer" if shutil.which("jq") else python
+    prep = f"{shlex.quote(sys.executable)} -m ftkit prep rows.csv --template alpaca -q"
+    code, out, err = shell(f"{prep} | chat {alpaca_model} --max-new 5 --json -q | {reader}", tmp_path)
+    assert code == 0, err
+    answers = direct_answers(alpaca_model, ["Name a colour.", "Name a tree."], max_new=5, template="alpaca")
+    assert out == "".join(answer.text.strip() + "\n" for answer in answers)
 
 
 # at a terminal
@@ -316,7 +340,7 @@ class Terminal:
                 [sys.executable, "-m", "ftkit", *map(str, arguments)],
                 {**os.environ, "OMP_NUM_THREADS": "1", **environment},
             )
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # rows, columns
+        self.resize(24, 80)
 
     def read_until(self, pattern, seconds=180):
         """What is shown up to and with the pattern; later output stays for the next call."""
@@ -335,6 +359,15 @@ class Terminal:
 
     def type(self, keys):
         os.write(self.fd, keys.encode())
+
+    def resize(self, rows, columns):
+        """As a window that is dragged: the kernel sends SIGWINCH."""
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def is_as_shells_want_it(self):
+        """True if it shows what is typed and waits for whole lines."""
+        flags = termios.tcgetattr(self.fd)[3]
+        return bool(flags & termios.ECHO and flags & termios.ICANON)
 
     def exit_code(self, seconds=90):
         end = time.monotonic() + seconds
@@ -368,8 +401,10 @@ def open_terminal(tmp_path):
         os.close(program.fd)
 
 
-def test_at_a_terminal_a_person_asks_gets_help_stops_an_answer_and_leaves(open_terminal, endless_model, tmp_path):
-    program = open_terminal("chat", endless_model, "--max-new", 5, "--template", "alpaca")
+def test_at_a_terminal_a_person_asks_gets_help_resizes_it_stops_an_answer_and_is_ended(
+    open_terminal, endless_model, tmp_path
+):
+    program = open_terminal("chat", endless_model, "--max-new", 5, "--template", "alpaca", TERM="xterm-256color")
     program.read_until("/help lists the commands")
     program.read_until(">")
     program.type("Name a colour.\r")
@@ -388,30 +423,95 @@ def test_at_a_terminal_a_person_asks_gets_help_stops_an_answer_and_leaves(open_t
     program.read_until("max-new 1000000, temperature 0")
     program.type("Tell me everything.\r")
     program.read_until(r"everything\.(?s:.*?)2004l[^\x1b]{2,}")  # line editing is off, the answer has begun
+    program.resize(10, 40)
+    program.read_until(r"[^\x1b]{200,}")  # the answer goes on
     program.type("\x03")
     program.read_until("stopped by you")
 
     program.type("half a line\x03")  # Ctrl-C at the prompt leaves the line only
     program.type("/undo\r")
     program.read_until(r"taken back: Tell me everything\.(?s:.*?)2004h")  # line editing is on again
-    program.type("\x04")
-    assert program.exit_code() == 0
-    assert "Traceback" not in program.shown
+    os.kill(program.pid, signal.SIGTERM)
+    assert program.exit_code() == ExitCode.STOPPED and program.is_as_shells_want_it()
+    assert "stopped by SIGTERM" in program.shown and "Traceback" not in program.shown
 
     history = tmp_path / "state" / "ftkit" / "chat_history"
     assert "+Name a colour." in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
 
 
-def test_a_dumb_terminal_with_no_place_for_a_history_is_talked_to_in_plain_lines(open_terminal, tiny_model, tmp_path):
+@pytest.fixture(scope="session")
+def markdown_model(tiny_model, tmp_path_factory):
+    """A model that says the same Markdown to whatever it is asked: the next token depends on the last one only."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    from ftkit.core.encoding import Encoder
+
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "markdown")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    asked = Encoder(tokenizer, load_template("chatml")).chat_ids([{"role": "user", "content": "Hello."}])
+    ids = [asked[-1], *tokenizer("- w").input_ids]
+    assert len(set(ids)) == len(ids), "each token has one successor"
+    weights = load_file(folder / "model.safetensors")
+    width = weights["lm_head.weight"].shape[1]
+    torch.manual_seed(0)
+    marks = torch.nn.functional.normalize(torch.randn(512, width), dim=1) * width**0.5
+    for name, tensor in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] = torch.zeros_like(tensor)  # nothing is added to the embedding of the last token
+    weights["model.embed_tokens.weight"], weights["model.norm.weight"] = marks, torch.ones(width)
+    head = torch.zeros(512, width)
+    for last, following in zip(ids, [*ids[1:], 0], strict=True):
+        head[following] += marks[last]
+    weights["lm_head.weight"] = head
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_dumb_terminal_of_a_c_locale_with_no_place_for_a_history_is_talked_to_in_plain_lines(
+    open_terminal, markdown_model, tmp_path
+):
     (tmp_path / "state").write_text("in the way")
-    program = open_terminal("chat", tiny_model, "--max-new", 3, TERM="dumb")
-    program.read_until("> ")
-    program.type("Once upon\n")
-    program.read_until(r"\[\d tokens?, ")
+    c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    program = open_terminal("chat", markdown_model, "--template", "chatml", TERM="dumb", NO_COLOR="1", **c_locale)
+    shown = program.read_until("> ")
+    program.type("Grüße – ☃\n")
+    shown += program.read_until(r"\[\d tokens?, ")
+    assert re.search(r"(?m)^- w\r?$", shown), "Markdown is left alone"
+    program.type("/save\n")
+    shown += program.read_until("1 row added")
     program.type("\x04")
     assert program.exit_code() == 0
-    assert "\x1b" not in program.shown
+    assert "\x1b" not in shown + program.shown
+    assert json.loads((tmp_path / "chat.jsonl").read_text())["messages"][0]["content"] == "Grüße – ☃"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_dumb"),
+    [("xterm-256color", False), ("vt100", False), ("linux", False), ("screen", False), ("tmux-256color", False),
+     ("dumb", True), ("unknown", True), ("", True), (None, True)],
+)  # fmt: skip
+def test_a_terminal_is_dumb_where_nothing_is_known_of_it(monkeypatch, name, is_dumb):
+    monkeypatch.delenv("TERM", raising=False)
+    if name is not None:
+        monkeypatch.setenv("TERM", name)
+    assert console.is_dumb() is is_dumb
+
+
+def test_bytes_of_another_locale_are_read_as_the_utf_8_that_they_are_or_refused():
+    assert chat_editing.whole_text("plain – ☃", "x") == "plain – ☃"
+    assert chat_editing.whole_text("Grüße".encode().decode("ascii", "surrogateescape"), "x") == "Grüße"
+    with pytest.raises(UserError, match="this line is not UTF-8") as caught:
+        chat_editing.whole_text("caf\udce9", "this line")
+    assert caught.value.exit_code == ExitCode.DATA and caught.value.hint
+
+
+def test_a_question_or_a_system_message_that_is_no_text_is_refused(run_here, tmp_path):
+    assert_refused(run_here("chat", tmp_path, "-p", "caf\udce9"), ExitCode.DATA, "-p is not UTF-8")
+    result = run_here("chat", tmp_path, "-p", "x", "--system", "caf\udce9")
+    assert_refused(result, ExitCode.DATA, "--system is not UTF-8")
 
 
 # the terminal's commands, without a terminal
@@ -444,6 +544,7 @@ def talk(tiny_model, capsys):
         chat_terminal.converse(session, read_line)
         return conversation, *capsys.readouterr()
 
+    type_lines.model = loaded.model
     return type_lines
 
 
@@ -490,6 +591,31 @@ def test_turns_that_no_longer_fit_are_told(talk):
     assert re.search(r"the oldest (turn is|\d turns are) left out: the context of 80 tokens is full", err)
 
 
+def test_running_out_of_memory_costs_the_answer_and_not_the_conversation(talk):
+    import torch
+
+    passes = []
+
+    def run_out(*_):
+        passes.append(1)
+        if len(passes) in (6, 7):  # the second token of the second answer, then the first of the third
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = talk.model.model.layers[1].register_forward_pre_hook(run_out)
+    try:
+        conversation, _, err = talk("one", "two", "three", "two")
+    finally:
+        hook.remove()
+    assert questions(conversation) == ["one", "two"]
+    assert conversation.turns == talk("one", "two")[0].turns
+    assert err.count("ftkit: error: out of memory: this answer was given up\n  hint: ask again") == 2
+
+
+def test_a_line_that_is_no_text_costs_a_line(talk):
+    conversation, _, err = talk("caf\udce9", "one")
+    assert questions(conversation) == ["one"] and "this line is not UTF-8" in err
+
+
 def test_the_history_is_in_the_state_folder():
     assert str(chat_editing.history_path({"XDG_STATE_HOME": "/s", "HOME": "/h"})) == "/s/ftkit/chat_history"
     assert (
@@ -500,8 +626,6 @@ def test_the_history_is_in_the_state_folder():
 
 
 def test_the_first_ctrl_c_asks_the_answer_to_stop_and_a_second_one_interrupts():
-    import signal
-
     from ftkit.commands.chat_answer import ctrl_c_calls
 
     calls = []

@@ -255,6 +255,15 @@ def test_saved_conversations_are_training_rows(type_lines, tmp_path, run_here):
     assert prepared.exit_code == 0 and json.loads(prepared.stdout.splitlines()[0])["messages"] == short["messages"]
 
 
+def test_rows_are_added_to_rows_only_and_behind_a_line_that_was_cut_off(type_lines, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine\n")
+    (tmp_path / "cut.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"')
+    _, _, err = type_lines("One?", "/save notes.txt", "/save cut.jsonl", "Two?", "/save cut.jsonl")
+    assert "notes.txt: is there and holds no rows" in err and (tmp_path / "notes.txt").read_text() == "mine\n"
+    _, cut, one, two = (tmp_path / "cut.jsonl").read_text().splitlines()
+    assert cut == '{"prompt"' and len(json.loads(one)["messages"]) == 2 and len(json.loads(two)["messages"]) == 4
+
+
 def test_questions_that_were_asked_alone_are_saved_as_rows_of_their_own(type_lines, adapters, tmp_path, run_here):
     alone = open_speakers(adapters["fable"], template="alpaca")
     type_lines("One?", "Two?", "/save", "Three?", "/save", "/vote Four?", "a", chosen=alone)

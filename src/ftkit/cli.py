@@ -5,6 +5,7 @@
 
 import inspect
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -57,14 +58,17 @@ def run_estimate_memory(settings: kinds.EstimateSettings) -> None:
     estimate_memory.run(settings)
 
 
-def run_train(settings: kinds.TrainSettings) -> None:
-    """Forward to the command. Signals and the time limit count from here: loading libraries takes seconds."""
+def run_train(settings: kinds.TrainSettings, chat: dict[str, Any]) -> None:
+    """Forward to the command. Signals and the time limit count from here: loading libraries takes seconds.
+
+    chat: what the files of settings say for chat, which the trained folder takes along.
+    """
     keep_few_primitives()
     hint = "the same command goes on from the last checkpoint, or begins again where there is none"
     with stop_requests(seconds_of(settings.time_limit or ""), hint=hint) as stop:
         from ftkit.commands import train
 
-        train.run(settings, stop)
+        train.run(settings, stop, chat)
 
 
 def run_eval(settings: kinds.EvalSettings) -> None:
@@ -85,13 +89,15 @@ def run_merge(settings: kinds.MergeSettings) -> None:
 
 
 def run_chat(settings: kinds.ChatSettings) -> None:
-    """Forward to the command."""
-    from ftkit.commands import chat
+    """Forward to the command, which may be ended anywhere; Ctrl-C is for the person at the terminal."""
+    hint = "what was typed is in the history, what was answered stays; /save keeps a conversation"
+    with stop_requests(hint=hint, signals=(signal.SIGTERM, signal.SIGHUP)):
+        from ftkit.commands import chat
 
-    chat.run(settings)
+        chat.run(settings)
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
+COMMANDS: dict[str, tuple[type, Callable[..., None], str]] = {
     "prep": (kinds.PrepSettings, run_prep, "ftkit prep reddot.csv --template alpaca > train.jsonl"),
     "estimate-memory": (
         kinds.EstimateSettings,
@@ -105,7 +111,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
 }
 
 
-def declare(name: str, kind: type, forward: Callable[[Any], None], example: str) -> None:
+def declare(name: str, kind: type, forward: Callable[..., None], example: str) -> None:
     """Register a command whose options are the fields of a settings dataclass."""
 
     def command(context: typer.Context, **given: Any) -> Callable[[], None]:
@@ -144,7 +150,7 @@ def parameter_of(field: Any, bare: Any, extra: kinds.Option | kinds.Argument) ->
     return keyword(field.name, Annotated[bare, option], default)
 
 
-def execute(name: str, kind: type, forward: Callable[[Any], None], flags: dict[str, Any]) -> None:
+def execute(name: str, kind: type, forward: Callable[..., None], flags: dict[str, Any]) -> None:
     """Resolve the settings of a command from all layers, then run it."""
     common = {key: flags.pop(key) for key in list(flags) if key in COMMON}
     console.set_level(
@@ -162,9 +168,17 @@ def execute(name: str, kind: type, forward: Callable[[Any], None], flags: dict[s
     if common.get("print_config"):
         sys.stdout.write(f"[{name}]\n" + "\n".join(describe(resolved, sources)) + "\n")
         return
+    chat = chat_of_files(common.get("config")) if name == "train" else {}
     console.silence_libraries()
     share_processors()
-    forward(resolved)
+    forward(resolved, **({"chat": chat} if name == "train" else {}))
+
+
+def chat_of_files(config: str | None) -> dict[str, Any]:
+    """What the files of settings say for chat: setting -> value."""
+    settings, sources = resolve(kinds.ChatSettings, file_layers("chat", config))
+    settings.check()
+    return {name: getattr(settings, name) for name, source in sources.items() if source != "default"}
 
 
 def file_layers(name: str, config: str | None) -> list[Layer]:

@@ -86,6 +86,12 @@ def safe(text: str, stream: IO[str]) -> str:
     )
 
 
+def shortened(text: str, longest: int = 60) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
 def is_terminal(stream: IO[str] | None) -> bool:
     """True if a person looks at the stream."""
     try:

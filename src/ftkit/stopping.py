@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ftkit.errors import ExitCode, UserError
@@ -75,15 +75,18 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests(seconds: float | None = None, *, hint: str | None = None) -> Iterator[StopRequest]:
+def stop_requests(
+    seconds: float | None = None, *, hint: str | None = None, signals: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[StopRequest]:
     """Listen for signals while the block lasts; a `Stopped` that nobody met before becomes words and an exit status.
 
-    seconds: how long this process may run; None: no limit. hint: how the command is gone on with.
+    seconds: how long this process may run; None: no limit. hint: how the command is gone on with. signals: which ones;
+    a command that people talk to has a meaning of its own for Ctrl-C.
     """
     request = StopRequest(seconds, hint)
     before = {}
     if threading.current_thread() is threading.main_thread():
-        listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup asks
+        listened = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # as nohup asks
         before = {number: signal.signal(number, request.hear) for number in listened}
         if request.deadline is not None:
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, request.deadline - time.monotonic()))

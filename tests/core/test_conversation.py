@@ -1,5 +1,7 @@
 """The engine of chat: forms of prompts, history, what is left out when the context is full."""
 
+from dataclasses import replace
+
 import pytest
 
 from ftkit.core.conversation import Conversation, Speaker, answers_to, without_oldest_exchange
@@ -176,3 +178,20 @@ def test_an_answer_stopped_half_way_is_kept_as_far_as_it_went(speaker):
     conversation.keep("Name a colour.", reply)
     assert conversation.turns[1]["content"] == said.strip()
     assert 0 < len(reply.answer.ids) < 40
+
+
+def test_the_system_message_of_training_is_what_each_speaker_sees_until_another_is_said(speaker):
+    taught, other = (
+        replace(speaker("chatml"), name=name, system=text) for name, text in (("a", "be brief"), ("b", None))
+    )
+    conversation = Conversation(taught, Sampling(4))
+    assert "be brief" in shown(taught, conversation.ask("Hello.").prompt) and conversation.system == "be brief"
+    conversation.speaker = other
+    assert "system" not in shown(other, conversation.ask("Hello.").prompt) and conversation.opening == []
+    conversation.set_system("be kind")
+    for one in (taught, other):
+        conversation.speaker = one
+        assert "be kind" in shown(one, conversation.ask("Hello.").prompt)
+    conversation.set_system("")
+    assert conversation.system is None and "be" not in shown(taught, conversation.ask("Hello.").prompt)
+    assert Conversation(taught, Sampling(4), "").opening == []

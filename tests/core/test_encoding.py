@@ -287,6 +287,8 @@ def test_a_template_without_a_stop_token_is_refused_with_the_place(chat_tokenize
     with pytest.raises(UserError, match=r"rows\.jsonl:3: .*stop token") as caught:
         checked_example(encoder, row, "rows.jsonl:3")
     assert caught.value.exit_code == ExitCode.DATA and "eos_token" in caught.value.hint
+    follow_up = [*row["messages"], {"role": "user", "content": "c"}]  # an untuned base may still be asked so
+    assert encoder.tokenizer.decode(encoder.chat_ids(follow_up)) == "user: a\nassistant: b\nuser: c\nassistant: "
 
 
 def test_a_chat_without_any_template_says_how_to_choose_one(byte_level):

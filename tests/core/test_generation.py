@@ -288,3 +288,16 @@ def test_no_start_is_shared_where_it_gains_nothing_or_would_be_wrong():
         assert start_of(random_model(shape), prompts) is None
     same = [prompts[0]] * 2
     assert start_of(random_model("llama"), same).length == len(prompts[0]) - 1  # the last token is left to feed
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (5, 1.0), (8, 0.5), (1, 0.9), (0, 1e-9), (1000, 0.3)])
+def test_tokens_are_drawn_from_those_that_transformers_keeps(top_k, top_p):
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    from ftkit.core.generation import narrowed
+
+    logits = 3 * torch.randn(100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    theirs = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, logits[None]) if top_k else logits[None])[0]
+    ours = narrowed(logits.softmax(0), top_k, top_p)
+    assert torch.allclose(ours / ours.sum(), theirs.softmax(0))
+    assert (ours > 0).sum() < 100

@@ -50,3 +50,9 @@ def test_without_a_template_the_tokenizers_own_or_none_is_taken():
 
     own = SimpleNamespace(eos_token="</s>", bos_token="<s>", chat_template="x", apply_chat_template=apply)
     assert filled(modelfile(own, None, []), "Hi") == "{{Hi}}", "Ollama puts BOS in front itself"
+
+
+def test_the_system_message_and_the_settings_of_training_are_parameters():
+    text = modelfile(PLAIN, template("chatml"), [], system="Be brief.", generation={"max_new": 9, "top_p": 0.5})
+    assert '\nSYSTEM """Be brief."""\nPARAMETER num_predict 9\nPARAMETER top_p 0.5\nPARAMETER stop' in text
+    assert "\nSYSTEM " not in modelfile(PLAIN, template("chatml"), [], system='a """quoted""" word')

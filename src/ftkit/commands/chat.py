@@ -1,10 +1,13 @@
 """ftkit chat: open what was trained, talk to it at a terminal, or answer lines from a pipe."""
 
 import sys
+from dataclasses import replace
 
 from ftkit import console
 from ftkit.commands import chat_terminal
+from ftkit.commands.chat_artefact import settle_sampling
 from ftkit.commands.chat_classes import refuse_for_classes, tell_classes
+from ftkit.commands.chat_editing import whole_text
 from ftkit.commands.chat_pipe import Questions, answer_questions, one_question, read_stdin
 from ftkit.commands.chat_session import Session
 from ftkit.commands.chat_subjects import introduce, load_speakers, open_asked
@@ -18,6 +21,7 @@ from ftkit.io.trained import load_trained
 
 def run(settings: ChatSettings) -> None:
     """Talk to runs, adapters, a merged model or any model."""
+    settings = with_whole_texts(settings)
     asked = questions(settings)
     opened = open_asked(settings.runs)
     if any(trained.classes for trained in opened):
@@ -26,11 +30,22 @@ def run(settings: ChatSettings) -> None:
         return
     speakers = load_speakers(opened, settings.template, pick_device(settings.device))
     check_system(settings.system, speakers[0])
-    introduce(opened, speakers)
+    introduce(opened, speakers, settings.system)
+    sampling = settle_sampling(settings, opened[0], speakers[0])
     if asked is None:
-        talk(settings, speakers)
+        chat_terminal.talk(Session(Conversation(speakers[0], sampling, settings.system), speakers))
     else:
-        answer_questions(asked, settings, speakers)
+        answer_questions(asked, settings, sampling, speakers)
+
+
+def with_whole_texts(settings: ChatSettings) -> ChatSettings:
+    """The settings with what was typed as Unicode, whatever the locale made of it."""
+    prompt, system = settings.prompt, settings.system
+    return replace(
+        settings,
+        prompt=None if prompt is None else whole_text(prompt, "-p"),
+        system=None if system is None else whole_text(system, "--system"),
+    )
 
 
 def questions(settings: ChatSettings) -> Questions | None:
@@ -58,9 +73,3 @@ def check_system(system: str | None, speaker: Speaker) -> None:
         Conversation(speaker, Sampling(1), system)
     except UserError as error:
         raise UserError(f"--system: {error.message}", ExitCode.USAGE, hint=error.hint) from None
-
-
-def talk(settings: ChatSettings, speakers: list[Speaker]) -> None:
-    """The conversation at the terminal."""
-    sampling = Sampling(settings.max_new, settings.temperature, settings.seed)
-    chat_terminal.talk(Session(Conversation(speakers[0], sampling, settings.system), speakers))

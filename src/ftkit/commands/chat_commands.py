@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ftkit.commands.chat_answer import show_answer
 from ftkit.commands.chat_rows import append_rows, preference_rows, training_rows
 from ftkit.commands.chat_session import Session, Vote
 from ftkit.commands.chat_subjects import find_speaker
+from ftkit.core.answer_settings import RANGES, in_words, is_in_range
 from ftkit.errors import ExitCode, UserError, did_you_mean
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -55,7 +57,7 @@ def begin_again(session: Session, argument: str) -> None:
 def change_system(session: Session, argument: str) -> None:
     """Set, show or (with `none`) remove the system message."""
     if argument:
-        session.conversation.set_system(None if argument == "none" else argument)
+        session.conversation.set_system("" if argument == "none" else argument)
     console.info(f"system message: {session.conversation.system or 'none'}")
 
 
@@ -81,13 +83,7 @@ def take_back(session: Session, argument: str) -> None:
     question = session.conversation.undo()
     if question is None:
         raise UserError("nothing to take back", ExitCode.USAGE, hint="type something")
-    console.info(f"taken back: {shortened(question)}")
-
-
-def shortened(text: str, longest: int = 60) -> str:
-    """The beginning of a text on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    console.info(f"taken back: {console.shortened(question)}")
 
 
 def change_adapter(session: Session, argument: str) -> None:
@@ -180,29 +176,29 @@ def save(session: Session, argument: str) -> None:
 
 
 def change_setting(session: Session, argument: str) -> None:
-    """`max-new N`, `temperature X` or `seed N`; without anything, show all."""
+    """`max-new N`, `temperature X` and so on; without anything, show all."""
     name, _, value = argument.partition(" ")
     sampling = session.conversation.sampling
     if name:
-        hint = "/set max-new 256, /set temperature 0.8, or /set seed 7"
+        hint = "/set max-new 256, /set temperature 0.8, /set top-p 0.9, /set top-k 20, or /set seed 7"
         if name not in SETTINGS:
             raise UserError(f"no setting '{name}'", ExitCode.USAGE, hint=hint)
-        number = number_of(value.strip(), whole=name != "temperature", least=1 if name == "max-new" else 0)
+        number = number_of(SETTINGS[name], value.strip())
         if number is None:
             raise UserError(f"{name} {value.strip() or 'without a number'} is out of range", ExitCode.USAGE, hint=hint)
         changed: dict[str, Any] = {SETTINGS[name]: number}
         sampling = replace(sampling, **changed)
         session.conversation.sampling = sampling
-    console.info(f"max-new {sampling.max_new}, temperature {sampling.temperature:g}, seed {sampling.seed}")
+    console.info(in_words({field: getattr(sampling, field) for field in SETTINGS.values()}))
 
 
-def number_of(text: str, *, whole: bool, least: int) -> float | int | None:
-    """A number of `least` or more that torch takes; None for anything else."""
-    try:
-        number = int(text) if whole else float(text)
-    except ValueError:
-        return None
-    return number if least <= number < 2**63 else None
+def number_of(setting: str, text: str) -> float | int | None:
+    """A number that the setting takes; None for anything else."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            number = kind(text)
+            return number if is_in_range(setting, number) else None
+    return None
 
 
 def leave(session: Session, argument: str) -> None:
@@ -210,7 +206,7 @@ def leave(session: Session, argument: str) -> None:
     raise EOFError
 
 
-SETTINGS = {"max-new": "max_new", "temperature": "temperature", "seed": "seed"}
+SETTINGS = {name.replace("_", "-"): name for name in (*RANGES, "seed")}
 COMMANDS = {
     "help": Command("", "this list", show_help),
     "reset": Command("", "forget the conversation so far", begin_again),
@@ -221,7 +217,7 @@ COMMANDS = {
     "compare": Command("TEXT", "answers of all adapters and the base", compare),
     "vote": Command("TEXT", f"the same without names: you choose ({VOTES})", open_vote),
     "save": Command("FILE", f"add this to a file of training rows ({SAVED})", save),
-    "set": Command("NAME VALUE", "max-new, temperature or seed (without: show)", change_setting),
+    "set": Command("NAME VALUE", "max-new, temperature, top-k, top-p, seed (without: show)", change_setting),
     "quit": Command("", "leave", leave),
 }
 KEYS = {"Alt-Enter": "a new line in what you type", "Ctrl-C": "stop the answer, or leave the line", "Ctrl-D": "leave"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import console
+from ftkit.errors import ExitCode, UserError
 
 PROMPT = "> "
 LineReader = Callable[[], str]
@@ -28,9 +29,16 @@ def read_plain_line() -> str:
     except (EOFError, KeyboardInterrupt):
         sys.stdout.write("\n")
         raise
-    except UnicodeDecodeError:
-        console.error("this line is not UTF-8", "set the terminal's encoding to UTF-8")
-        return ""
+    except UnicodeDecodeError as error:  # told by `whole_text`, as what line editing gives for such bytes
+        return bytes(error.object).decode("utf-8", "surrogateescape")
+
+
+def whole_text(typed: str, what: str) -> str:
+    """What was typed as text: where the locale knows no UTF-8, Python gives its bytes as halves of surrogates."""
+    try:
+        return typed.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UserError(f"{what} is not UTF-8", ExitCode.DATA, hint="set the terminal's encoding to UTF-8") from None
 
 
 def editing_reader(words: WORDS) -> LineReader:
@@ -44,8 +52,8 @@ def editing_reader(words: WORDS) -> LineReader:
         """What was typed before; a disk that becomes full or read-only costs the history, not the conversation."""
 
         def store_string(self, string: str) -> None:
-            with suppress(OSError):
-                super().store_string(string)
+            with suppress(OSError, UserError):
+                super().store_string(whole_text(string, "this line"))
 
     class Commands(Completer):
         """Commands, and what may follow them."""

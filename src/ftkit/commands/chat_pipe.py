@@ -11,7 +11,7 @@ from ftkit import console
 from ftkit.commands.chat_subjects import find_speaker
 from ftkit.core.adapter_choice import BASE
 from ftkit.core.answering import BATCH
-from ftkit.core.conversation import Prompt, Speaker, answers_to
+from ftkit.core.conversation import Prompt, Speaker, answers_to, system_turn
 from ftkit.core.generation import Answer, Sampling
 from ftkit.core.settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
@@ -67,12 +67,11 @@ def read_stdin() -> Questions:
     return Questions(first, rest, lines)
 
 
-def answer_questions(asked: Questions, settings: ChatSettings, speakers: Sequence[Speaker]) -> None:
+def answer_questions(asked: Questions, settings: ChatSettings, sampling: Sampling, speakers: Sequence[Speaker]) -> None:
     """Answer each question as a conversation of its own; those before a wrong line are answered before its error."""
-    sampling = Sampling(settings.max_new, settings.temperature, settings.seed)
     answered = cut = 0
     for group, fault in asked.groups():
-        prompts, wrong = prompts_for(group, settings, speakers)
+        prompts, wrong = prompts_for(group, settings.system, sampling.max_new, speakers)
         answers = answers_to(prompts, sampling) if prompts else []
         for question, (speaker, _), answer in zip(group, prompts, answers, strict=False):
             write_answer(question, answer, speaker, as_json=settings.json)
@@ -80,33 +79,33 @@ def answer_questions(asked: Questions, settings: ChatSettings, speakers: Sequenc
         if error := wrong or fault:
             raise error
     if cut:
-        console.info(f"{cut} of {answered} answers ended by length (--max-new {settings.max_new})")
+        console.info(f"{cut} of {answered} answers ended by length (--max-new {sampling.max_new})")
 
 
 def prompts_for(
-    group: Sequence[Question], settings: ChatSettings, speakers: Sequence[Speaker]
+    group: Sequence[Question], system: str | None, max_new: int, speakers: Sequence[Speaker]
 ) -> tuple[list[tuple[Speaker, Prompt]], UserError | None]:
     """Who is asked what, up to the first question that cannot be asked, and why that one cannot."""
     found: list[tuple[Speaker, Prompt]] = []
     for question in group:
         try:
             speaker = find_speaker(speakers, question.adapter) if question.adapter else speakers[0]
-            found.append((speaker, prompt_for(question, settings, speaker)))
+            found.append((speaker, prompt_for(question, system, max_new, speaker)))
         except UserError as error:
             code = ExitCode.DATA if error.exit_code == ExitCode.USAGE else error.exit_code
             return found, UserError(f"{question.where}: {error.message}", code, hint=error.hint)
     return found, None
 
 
-def prompt_for(question: Question, settings: ChatSettings, speaker: Speaker) -> Prompt:
-    """The prompt of a question."""
+def prompt_for(question: Question, system: str | None, max_new: int, speaker: Speaker) -> Prompt:
+    """The prompt of a question; a conversation without a system message gets `system`, else that of training."""
     require_same_template(question, speaker)
     if question.rendered is not None:
         return speaker.rendered_prompt(question.rendered)
     messages = question.messages
-    if settings.system and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": settings.system}, *messages]
-    prompt = speaker.prompt(messages, settings.max_new, question.tools)
+    if messages[0]["role"] != "system":
+        messages = [*system_turn(speaker.system if system is None else system), *messages]
+    prompt = speaker.prompt(messages, max_new, question.tools)
     if prompt.dropped:
         console.info(f"{question.where}: the context is full, the {prompt.dropped} oldest exchanges are left out")
     return prompt
@@ -115,10 +114,11 @@ def prompt_for(question: Question, settings: ChatSettings, speaker: Speaker) -> 
 def require_same_template(question: Question, speaker: Speaker) -> None:
     """A row that was rendered with one template is not for a model that was trained with another."""
     template = speaker.encoder.template
-    if question.template is None or template is None or question.template == template.fingerprint:
+    ours = f"template {template.fingerprint}" if template else speaker.learnt
+    if question.template is None or ours in (None, f"template {question.template}"):
         return
     raise UserError(
-        f"the row was made with template {question.template}, the model's is {template.fingerprint}",
+        f"the row was made with template {question.template}, prompts here are made with {ours}",
         ExitCode.DATA, hint="prepare the rows with the model's template, or choose theirs with --template",
     )  # fmt: skip
 

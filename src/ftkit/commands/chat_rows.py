@@ -1,5 +1,6 @@
 """Conversations and votes as rows in a file, in the shapes that `ftkit prep` reads."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,21 @@ def said(vote: Vote, text: str) -> Any:
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows to the end of a file, in one write."""
+    """Add rows to the end of a file of rows, in one write; a last line that was cut off stays a line of its own."""
     try:
-        with open(path, "ab") as file:
-            file.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        with open(path, "a+b") as file:
+            file.seek(0)
+            if not holds_rows(file.readline()):
+                raise UserError(f"{path}: is there and holds no rows", ExitCode.EXISTS, hint="name another file")
+            is_cut = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) and file.read() != b"\n"
+            file.write(b"\n" * bool(is_cut) + b"".join(orjson.dumps(row) + b"\n" for row in rows))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", ExitCode.IO, hint="name another file") from None
+
+
+def holds_rows(first_line: bytes) -> bool:
+    """True for the first line of a file of rows, or of an empty one."""
+    try:
+        return not first_line.strip() or isinstance(orjson.loads(first_line), dict)
+    except ValueError:
+        return False

@@ -12,6 +12,7 @@ from ftkit.core.generation import own_stop_ids
 from ftkit.core.kept_cache import KeptCaches
 from ftkit.errors import ExitCode, UserError, did_you_mean
 from ftkit.io.base_model import BUILTIN
+from ftkit.io.card import Card
 from ftkit.io.run_folder import latest_run
 from ftkit.io.several_adapters import adapter_name, load_several, require_one_base, short_names, why_alone
 from ftkit.io.template import Template
@@ -76,12 +77,19 @@ def choose_template(given: str | None, trained: Trained) -> Template | None:
     if given is None:
         return stored
     template = load_template(given)
-    if stored is not None and template.sha256 != stored.sha256:
+    if trained.card is not None and (stored is None or template.sha256 != stored.sha256):
+        learnt = learnt_form(trained.card)
         console.warn(
-            f"{trained.name} was trained with template {stored.fingerprint}, --template is {template.fingerprint}: "
-            "expect worse answers"
+            f"{trained.name} was trained with {learnt}, --template is {template.fingerprint}: expect worse answers"
         )
     return template
+
+
+def learnt_form(card: Card) -> str:
+    """What made the prompts of the training, in words: the rows' template, else what train takes without one."""
+    if card.template_fingerprint:
+        return f"template {card.template_fingerprint}"
+    return "no template" if card.objective == "text" else "the tokenizer's chat template"
 
 
 def make_speaker(loaded: Loaded, template: Template | None) -> Speaker:
@@ -90,7 +98,10 @@ def make_speaker(loaded: Loaded, template: Template | None) -> Speaker:
     stop_ids = {*encoder.stop_ids, *(loaded.card.stop_tokens if loaded.card else own_stop_ids(loaded.model))}
     stored = loaded.card if loaded.card and template == loaded.template else None
     strings = dict.fromkeys([*(template.stop if template else ()), *(stored.stop_strings if stored else ())])
-    return Speaker(loaded.model, encoder, sorted(stop_ids), tuple(strings), loaded.context)
+    system = loaded.card.system if loaded.card and encoder.renders_chat else None
+    learnt = learnt_form(loaded.card) if loaded.card else None
+    ends = (sorted(stop_ids), tuple(strings))
+    return Speaker(loaded.model, encoder, *ends, loaded.context, system=system, learnt=learnt)
 
 
 def find_speaker(speakers: Sequence[Speaker], name: str) -> Speaker:
@@ -102,8 +113,8 @@ def find_speaker(speakers: Sequence[Speaker], name: str) -> Speaker:
     return speakers[names.index(name)]
 
 
-def introduce(opened: Sequence[Trained], speakers: Sequence[Speaker]) -> None:
-    """Who answers and in which form it likes to be asked."""
+def introduce(opened: Sequence[Trained], speakers: Sequence[Speaker], system: str | None) -> None:
+    """Who answers and in which form it likes to be asked. system: what is said instead of what training said."""
     for trained, speaker in zip(opened, speakers, strict=False):
         base = f" on {trained.base.name}" if trained.adapter else ""
         called = f"{speaker.name} is " if len(opened) > 1 else ""
@@ -111,6 +122,8 @@ def introduce(opened: Sequence[Trained], speakers: Sequence[Speaker]) -> None:
         if trained.card is not None and trained.card.pattern is not None:
             example = f"; for example: {trained.card.example}" if trained.card.example else ""
             console.info(f"trained on prompts of the form: {trained.card.pattern}{example}")
+        if speaker.system is not None and system is None:
+            console.info(f"system message, as in training (/system, --system): {console.shortened(speaker.system)}")
 
 
 def form_of(speaker: Speaker) -> str:

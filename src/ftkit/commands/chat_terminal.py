@@ -5,7 +5,7 @@ import sys
 from ftkit import console
 from ftkit.commands.chat_answer import show_answer
 from ftkit.commands.chat_commands import COMMANDS, SETTINGS, cast_vote, obey
-from ftkit.commands.chat_editing import LineReader, line_reader
+from ftkit.commands.chat_editing import LineReader, line_reader, whole_text
 from ftkit.commands.chat_session import Session
 from ftkit.errors import UserError
 
@@ -44,6 +44,7 @@ def converse(session: Session, read_line: LineReader) -> None:
 
 def follow(session: Session, line: str) -> None:
     """One line: a vote, a command, or something to answer (`//` in front of a text that begins with a slash)."""
+    line = whole_text(line, "this line")
     if cast_vote(session, line):
         return
     if line.startswith("/") and not line.startswith("//"):

@@ -47,7 +47,19 @@ def read_rows(settings: EvalSettings, trained: Trained) -> RowFile:
         if data.kind == "preference" and "completion" in row:
             hint = "eval compares pairs: prompt, chosen, rejected; or score the good answers alone, without 'label'"
             raise UserError(f"{place}: one answer and its label are no pair", ExitCode.DATA, hint=hint)
+    warn_of_missing_system(data, trained)
     return data
+
+
+def warn_of_missing_system(data: RowFile, trained: Trained) -> None:
+    """Rows are asked as they stand: conversations without the system message of training score another task."""
+    if trained.card is None or trained.card.system is None or data.kind != "messages":
+        return
+    if missing := sum(row["messages"][0]["role"] != "system" for row in data.rows):
+        rows = f"{missing:,} of {len(data.rows):,} conversations have no system message"
+        console.warn(
+            f"{data.source}: {rows}, {trained.name} was trained with one: {console.shortened(trained.card.system)}"
+        )
 
 
 def refuse_base_of_head(settings: EvalSettings, trained: Trained) -> None:

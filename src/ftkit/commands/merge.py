@@ -14,6 +14,7 @@ from ftkit.commands.merge_adapters import combined_adapter
 from ftkit.commands.merge_dequantise import plain_base
 from ftkit.commands.merge_proof import Proof, prove, was_quantised
 from ftkit.commands.merge_weights import SHORT_DTYPES, Ledger, require_only_planned_changes, write_weights
+from ftkit.core.answer_settings import as_theirs
 from ftkit.core.layer_merging import PeftLayers, layers_of_peft
 from ftkit.core.merge_plan import (
     Step,
@@ -41,7 +42,7 @@ from ftkit.io.devices import DTYPES
 from ftkit.io.free_space import require_disk
 from ftkit.io.hub_upload import push_folder
 from ftkit.io.merged_folder import REPORT, SCHEMA, is_done, merge_identity, read_report, refuse_harm, write_report
-from ftkit.io.model_folder import copy_beside, write_config
+from ftkit.io.model_folder import copy_beside, write_config, write_generation_config
 from ftkit.io.quantization import quantization_config, quantized_layers
 from ftkit.io.run_folder import open_run, require_latest
 from ftkit.io.shards import read_layout
@@ -313,6 +314,8 @@ def write_beside(job: Job, folder: Path) -> None:
     write_config(job.base, folder, dtype, converted=converted, untied=job.untied, vocabulary=job.vocabulary)
     write_modelfile(job, folder)
     if job.own_card is not None:
+        if recorded := as_theirs(job.own_card.generation):
+            write_generation_config(folder, recorded)
         own = SHORT_DTYPES[dtype] if SHORT_DTYPES[dtype] in DTYPES else "fp32"
         write_card(folder, replace(job.own_card, method="merged", dtype=own, quantized_sha256={}))
 
@@ -321,7 +324,13 @@ def write_modelfile(job: Job, folder: Path) -> None:
     """What Ollama needs beside the model."""
     tokenizer = load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else job.trained.base)
     card = job.own_card
-    text = modelfile(tokenizer, card.template if card else None, card.stop_strings if card else [])
+    text = modelfile(
+        tokenizer,
+        card.template if card else None,
+        card.stop_strings if card else [],
+        system=card.system if card else None,
+        generation=card.generation if card else {},
+    )
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 

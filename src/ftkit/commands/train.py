@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ftkit.commands.train_report import write_report
 from ftkit.commands.train_rows import Data
 from ftkit.commands.train_tokens import keep
 from ftkit.core.adapters import count_parameters, make_trainable, start_from_rounding, target_names
+from ftkit.core.answer_settings import RANGES, as_theirs
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.packing_check import packing_fault
@@ -36,8 +38,11 @@ from ftkit.io.template_files import load_template
 from ftkit.stopping import StopRequest
 
 
-def run(settings: TrainSettings, stop: StopRequest) -> None:
-    """Train, or make every check and stop (`--dry-run`), or point to the complete run that did just this."""
+def run(settings: TrainSettings, stop: StopRequest, chat: Mapping[str, Any]) -> None:
+    """Train, or make every check and stop (`--dry-run`), or point to the complete run that did just this.
+
+    chat: what the files of settings say for chat, recorded for wherever the trained folder goes.
+    """
     prepared = prepare(settings)
     refuse_other_run(prepared)
     if settings.dry_run:
@@ -61,7 +66,9 @@ def run(settings: TrainSettings, stop: StopRequest) -> None:
             prepared = settle_packing(prepared, model, start)
             info["plan"] = asdict(prepared.plan)
             show_plan(prepared, model)
-            card = make_card(prepared, model)
+            card = make_card(prepared, model, chat)
+            say_system(card, chat)
+            take_along(model, card)
             stop.check()
             stop.hold()
             course = train(prepared, model, folder, card, stop, start, trackers)
@@ -214,8 +221,8 @@ def kept_step(prepared: Prepared, course: Course) -> int:
     return (course.best_step or last) if prepared.settings.early_stop else last
 
 
-def make_card(prepared: Prepared, model: nn.Module) -> Card:
-    """What the trained folder says about itself."""
+def make_card(prepared: Prepared, model: nn.Module, chat: Mapping[str, Any]) -> Card:
+    """What the trained folder says about itself; for chat what the files of settings say, else what the rows do."""
     data, encoder, settings, base = prepared.data, prepared.encoder, prepared.settings, prepared.base
     template = template_at_inference(data)
     return Card(
@@ -239,7 +246,30 @@ def make_card(prepared: Prepared, model: nn.Module) -> Card:
         kept_16bit=settings.kept_names,
         added_tokens=list(prepared.new_tokens.texts) if prepared.new_tokens else [],
         vocabulary=model.get_input_embeddings().weight.shape[0] if prepared.new_tokens else None,  # type: ignore[operator]
+        system=chat.get("system", shared_system(data.rows)) or None,
+        generation={name: chat[name] for name in RANGES if name in chat},
     )
+
+
+def shared_system(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The system message that every conversation begins with; None where one has none or another."""
+    first = rows[0].get("messages", [{}])[0]
+    if first.get("role") != "system":
+        return None
+    return first["content"] if all(row["messages"][0] == first for row in rows) else None
+
+
+def take_along(model: Any, card: Card) -> None:
+    """How answers should be made, for the generation_config.json of a whole model; an adapter has none of its own."""
+    if card.generation and getattr(model, "generation_config", None) is not None:
+        model.generation_config.update(**as_theirs(card.generation))
+
+
+def say_system(card: Card, chat: Mapping[str, Any]) -> None:
+    """Which system message chat will begin with."""
+    if card.system is not None and card.labels == []:
+        whose = "of [chat]" if "system" in chat else "of all rows"
+        console.info(f"system message {whose}, recorded for chat: {console.shortened(card.system)}")
 
 
 def template_at_inference(data: Data) -> Template | None:

@@ -44,6 +44,10 @@ class Speaker:
     """Which of the adapters on the model it answers with (`adapter_choice`); None where there is no choice."""
     kept: KeptCaches = field(default_factory=KeptCaches)
     """What the model has read last; speakers of one model have it in common."""
+    system: str | None = None
+    """The system message that it was trained with, for conversations that have none of their own."""
+    learnt: str | None = None
+    """What made the prompts of its training, in words; None where nobody knows."""
 
     @property
     def keeps_history(self) -> bool:
@@ -185,16 +189,27 @@ class Conversation:
 
     def __init__(self, speaker: Speaker, sampling: Sampling, system: str | None = None) -> None:
         self.speaker, self.sampling = speaker, sampling
-        self.system: str | None = None
         self.turns: list[Message] = []
         self._asked = 0
         self.set_system(system)
 
     def set_system(self, text: str | None) -> None:
-        """The system message of the turns to come; None for none. Refused where the template has no place for it."""
+        """The system message of the turns to come: a text, "" for none, None for the one that the speaker has learnt.
+
+        Refused where the template has no place for it.
+        """
         if text:
-            self.speaker.prompt([{"role": "system", "content": text}, {"role": "user", "content": "?"}], 1)
-        self.system = text or None
+            try:
+                self.speaker.prompt([*system_turn(text), {"role": "user", "content": "?"}], 1)
+            except UserError as error:
+                hint = "say it in the question; or a chat template that takes it: --template chatml"
+                raise UserError(error.message, error.exit_code, hint=hint) from None
+        self._system = text
+
+    @property
+    def system(self) -> str | None:
+        """The system message that the speaker sees now."""
+        return self._system_for(self.speaker) or None
 
     def ask(self, text: str) -> Reply:
         """The answer to a text, not yet part of the conversation: iterate over it, then `keep` it.
@@ -211,8 +226,12 @@ class Conversation:
     def _prompt(self, text: str, speaker: Speaker) -> Prompt:
         """The text, behind the conversation so far where the speaker takes it."""
         message = {"role": "user", "content": text}
-        messages = [*self.opening, *self.turns, message] if speaker.keeps_history else [message]
+        opening = system_turn(self._system_for(speaker))
+        messages = [*opening, *self.turns, message] if speaker.keeps_history else [message]
         return speaker.prompt(messages, self.sampling.max_new)
+
+    def _system_for(self, speaker: Speaker) -> str | None:
+        return speaker.system if self._system is None else self._system
 
     def _next_sampling(self) -> Sampling:
         self._asked += 1
@@ -238,7 +257,12 @@ class Conversation:
     @property
     def opening(self) -> list[Message]:
         """The system message, if there is one."""
-        return [{"role": "system", "content": self.system}] if self.system else []
+        return system_turn(self.system)
+
+
+def system_turn(text: str | None) -> list[Message]:
+    """A system message as the beginning of a conversation; nothing for none."""
+    return [{"role": "system", "content": text}] if text else []
 
 
 @contextmanager
@@ -254,5 +278,5 @@ def out_of_memory_told(kept: KeptCaches) -> Iterator[None]:
     if ran_out:  # outside of the block above, where the frames of the attempt are gone
         kept.drop()
         give_memory_back()
-        hint = "/retry answers it again; /reset, or a smaller max-new, needs less"
+        hint = "ask again (Up brings it back); a smaller max-new, or /reset before it, needs less"
         raise UserError("out of memory: this answer was given up", ExitCode.MEMORY, hint=hint)

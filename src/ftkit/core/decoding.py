@@ -73,7 +73,7 @@ class Decoding:
         padded = [[PAD_ID] * (self.width - len(prompt)) + list(prompt[self.shared :]) for prompt in prompts]
         self.pending = torch.tensor(padded, dtype=torch.int64, device=self.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def logits(self) -> Tensor:
         """Logits (B, V), float32, of each row's next token."""
         rows, new = self.pending.shape

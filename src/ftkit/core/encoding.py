@@ -217,7 +217,7 @@ class Encoder:
             ids += (between := self._encode_guarded(whole[at:start], mark, after_text=at > 0))
             counted += [False] * len(between)
             turn = self._encode_guarded(whole[start:end], mark, after_text=True)
-            trained = self._trained_length(turn)
+            trained = self._trained_length(turn) if answer else len(turn)
             ids += turn
             counted += [True] * trained + [False] * (len(turn) - trained)
             at = end

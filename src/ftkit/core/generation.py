@@ -124,11 +124,16 @@ def beginning_of_stop(text: str, stop_strings: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are chosen: the likeliest token at temperature 0, else drawn by the seed; at most max_new tokens."""
+    """How answers are chosen: the likeliest token at temperature 0, else drawn by the seed; at most max_new tokens.
+
+    Drawn from the top_k likeliest (0: all), and of these from as few as together have the probability top_p.
+    """
 
     max_new: int
     temperature: float = 0.0
     seed: int = 42
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 def start_of(model: Any, prompts: Sequence[Sequence[int]]) -> SharedStart | None:
@@ -192,7 +197,7 @@ class Asked:
 
     def chooser(self) -> "Chooser":
         """How its tokens are chosen."""
-        return chooser(self.sampling.temperature, self.sampling.seed, self.prompt)
+        return chooser(self.sampling, self.prompt)
 
 
 def answer_together(model: Any, asked: Sequence[Asked], start: SharedStart | None = None) -> list[Answer]:
@@ -308,17 +313,32 @@ Chooser = Callable[[Tensor], int] | None
 """Logits (V,) of a row -> its next token; None takes the likeliest."""
 
 
-def chooser(temperature: float, seed: int, prompt: Sequence[int]) -> Chooser:
-    """Sampling from softmax(logits / temperature); `seed` and the prompt decide the draws, not its company."""
-    if temperature == 0:
+def chooser(sampling: Sampling, prompt: Sequence[int]) -> Chooser:
+    """Sampling from softmax(logits / temperature); the seed and the prompt decide the draws, not its company."""
+    if sampling.temperature == 0:
         return None
-    generator = torch.Generator().manual_seed(random.Random(f"{seed}:{list(prompt)}").getrandbits(63))
+    generator = torch.Generator().manual_seed(random.Random(f"{sampling.seed}:{list(prompt)}").getrandbits(63))
 
     def sample(logits: Tensor) -> int:
-        weights = torch.softmax(logits.double().cpu() / temperature, dim=-1)
+        weights = torch.softmax(logits.double().cpu() / sampling.temperature, dim=-1)
+        if sampling.top_k or sampling.top_p < 1:
+            weights = narrowed(weights, sampling.top_k, sampling.top_p)
         return int(torch.multinomial(weights, 1, generator=generator))
 
     return sample
+
+
+def narrowed(weights: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Probabilities (V,) with 0 for all but the top_k likeliest (0: all), and of these the fewest that have top_p.
+
+    Nucleus sampling: Holtzman et al. 2020 (arXiv:1904.09751), section 3.1. What is left does not sum to 1.
+    """
+    ordered, order = weights.sort(descending=True, stable=True)
+    if top_k:
+        ordered[top_k:] = 0
+    before = ordered.cumsum(0) - ordered
+    ordered[before >= top_p * ordered.sum()] = 0
+    return torch.zeros_like(weights).scatter(0, order, ordered)
 
 
 def choose_tokens(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:

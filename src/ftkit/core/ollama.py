@@ -4,7 +4,8 @@ Format: https://docs.ollama.com/modelfile. TEMPLATE is a Go template; Ollama put
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError
@@ -15,12 +16,27 @@ from ftkit.io.template import Template
 PROMPT, SYSTEM = "\ue000prompt\ue000", "\ue000system\ue000"
 """Marks in place of what Ollama fills in."""
 Messages = list[dict[str, Any]]
+PARAMETERS = {"max_new": "num_predict", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p"}
+"""Settings of answers as a Modelfile calls them."""
 
 
-def modelfile(tokenizer: Any, template: Template | None, stop: Sequence[str]) -> str:
-    """The Modelfile of a folder with a merged model. stop: strings that end an answer, besides the end of text."""
+def modelfile(
+    tokenizer: Any,
+    template: Template | None,
+    stop: Sequence[str],
+    *,
+    system: str | None = None,
+    generation: Mapping[str, int | float] = MappingProxyType({}),
+) -> str:
+    """The Modelfile of a folder with a merged model. stop: strings that end an answer, besides the end of text.
+
+    system, generation: the message that conversations begin with, and how answers are made, as training recorded them.
+    """
     ends = dict.fromkeys([*stop, *(template.stop if template else ()), str(tokenizer.eos_token)])
     lines = ["FROM .", f'TEMPLATE """{go_template(tokenizer, template)}"""']
+    if system and '"""' not in system:  # the format has no way to write these
+        lines.append(f'SYSTEM """{system}"""')
+    lines += [f"PARAMETER {PARAMETERS[name]} {value}" for name, value in generation.items()]
     return "\n".join([*lines, *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in ends if end)]) + "\n"
 
 

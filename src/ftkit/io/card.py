@@ -24,6 +24,8 @@ class Card:
     were left out of the quantisation.
     labels: the classes of a head for them, in the order of its logits; empty where text is written.
     added_tokens: what --add-tokens put behind the base's vocabulary; vocabulary: rows that its embeddings then had.
+    system: the system message that all conversations of the training began with. generation: how answers should be made,
+    as `answer_settings.RANGES` names it.
     """
 
     base: str
@@ -46,6 +48,8 @@ class Card:
     kept_16bit: list[str] = field(default_factory=list)
     added_tokens: list[str] = field(default_factory=list)
     vocabulary: int | None = None
+    system: str | None = None
+    generation: dict[str, int | float] = field(default_factory=dict)
 
     @property
     def template(self) -> Template | None:

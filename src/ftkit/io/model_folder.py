@@ -21,6 +21,13 @@ def copy_beside(base: Path, adapter: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
+def write_generation_config(folder: Path, changes: dict[str, Any]) -> None:
+    """Recorded settings of answers in generation_config.json, in transformers' names; what else it says stays."""
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(config | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def write_config(
     base: Path, folder: Path, dtype: str, *, converted: bool, untied: bool = False, vocabulary: int | None = None
 ) -> None:
