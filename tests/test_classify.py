@@ -124,6 +124,38 @@ def test_a_whole_model_is_transformers_own_and_its_pipeline_tells_the_same(kind,
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", ["--method", "ia3", "--lr", 0.05]),
+        ("bert", ["--method", "ia3", "--targets", "key,value,output.dense", "--quantize", "nf4"]),
+        ("bert", ["--method", "ln"]),
+        ("distilbert", ["--method", "bitfit"]),
+        ("llama", ["--train-layers", "last:1"]),
+        ("bert", ["--freeze", "embeddings|classifier"]),
+    ],
+)
+def test_other_methods_train_the_head_with_what_they_train(kind, options, train, run_here, bases, tmp_path):
+    quick = ["--model", bases[kind], *[option for option in QUICK if option not in ("--r", 4)], *options, "--steps", 8]
+    assert (whole := train(*quick, "--run", "whole")).exit_code == 0, whole.stderr
+    assert train(*quick, "--run", "run", fault="step:term:3").exit_code == ExitCode.STOPPED
+    assert train(*quick, "--run", "run").exit_code == 0
+    assert files_in(tmp_path / "run" / "adapter") == files_in(tmp_path / "whole" / "adapter")
+    weights, info = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors"), info_of(tmp_path / "run")
+    assert any(name.endswith(("score.weight", "classifier.weight")) for name in weights)
+    assert kind != "llama" or info["last_loss"] < info["first_loss"]  # encoders of random weights hardly learn
+    scored = run_here("eval", "--run", "run", "--json")
+    assert json.loads(scored.stdout)["scores"]["loss"] == pytest.approx(info["valid_loss"], rel=1e-3), scored.stderr
+    assert run_here("chat", "run", "-p", "This phone is great.").stdout.strip() in ("good", "bad")
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_before_a_head_for_classes_are_refused_with_the_reason(method, train, bases):
+    assert_refused(
+        train("--model", bases["bert"], "--method", method), ExitCode.USAGE, "virtual tokens", "--method ia3"
+    )
+
+
 @pytest.mark.parametrize("options", [["--qlora"], ["--load-in-8bit"], ["--dtype", "bf16"]])
 def test_the_head_stays_float32_on_a_quantised_or_narrow_base(options, train, run_here, bases, tmp_path):
     result = train("--model", bases["llama"], *QUICK[:-2], *options, "--run", "run")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from conftest import assert_refused
-from prep_shell import jsonl, run_prep
+from prep_shell import Piped, jsonl, run_prep
 
 from ftkit.errors import ExitCode
 
@@ -244,3 +244,9 @@ def test_an_odd_input_is_taken_and_what_is_odd_is_said(monkeypatch, folder, numb
         assert kept == [json.loads(content)["text"]]
     if number == "B39":
         assert kept[1] == "=cmd()|good"
+
+
+def test_b43_a_terminal_and_no_file_is_a_usage_error_and_no_hang(monkeypatch, tmp_path):
+    monkeypatch.setattr(Piped, "isatty", lambda self: True)
+    result = run_prep(monkeypatch, tmp_path, ["--template", "alpaca"], "")
+    assert result.exit_code == ExitCode.USAGE and "nothing is piped in and no file is given" in result.stderr

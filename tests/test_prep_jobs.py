@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prep_shell import jsonl, rows_of, run_prep
 
+from ftkit.commands import prep_jobs
 from ftkit.errors import ExitCode
 from ftkit.io import pieces, text_input
 
@@ -27,10 +29,11 @@ QUIET_FIXTURES = settings(
 
 @pytest.fixture
 def small(monkeypatch):
-    """Pieces of a few records, so that small inputs are shared."""
+    """Pieces of a few records, so that small inputs are shared; the rows of most fit into the memory between processes."""
     for name, value in SMALL_PIECES.items():
         monkeypatch.setattr(pieces, name, value)
     monkeypatch.setattr(text_input, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(prep_jobs, "SLOT_BYTES", 700)
 
 
 def all_of(monkeypatch, folder, arguments, stdin=""):
@@ -45,7 +48,9 @@ def all_of(monkeypatch, folder, arguments, stdin=""):
 def assert_same_for_any_number_of_jobs(monkeypatch, folder, arguments, stdin=""):
     one = all_of(monkeypatch, folder, [*arguments, "--jobs", 1], stdin)
     for jobs in (2, 3):
-        assert all_of(monkeypatch, folder, [*arguments, "--jobs", jobs], stdin) == one
+        result, left = all_of(monkeypatch, folder, [*arguments, "--jobs", jobs], stdin)
+        told = [line for line in result.stderr.splitlines(keepends=True) if "one process reads it" not in line]
+        assert (replace(result, stderr="".join(told)), left) == one
     assert "internal error" not in one[0].stderr
     return one[0]
 
@@ -142,6 +147,44 @@ def test_every_other_form_is_shared_by_its_records(small, monkeypatch, tmp_path,
     arguments = [name, "--template", "alpaca"]
     result = assert_same_for_any_number_of_jobs(monkeypatch, tmp_path, arguments, table if name == "-" else "")
     assert result.exit_code == 0 and len(result.rows) == 90
+
+
+@pytest.mark.parametrize(
+    ("name", "has_bad_row"),
+    [("in.jsonl.gz", True), ("in.csv.gz", False), ("in.json", False), ("in.json", True), ("utf16.csv", False)],
+)
+def test_an_input_that_breaks_off_gives_the_rows_before_it_and_the_first_error(
+    small, monkeypatch, tmp_path, name, has_bad_row
+):
+    import gzip
+    import random
+
+    monkeypatch.setattr(text_input, "BLOCK_BYTES", 65_536)  # how much comes before the damage depends on it
+    draw = random.Random(5)
+    rows = [{"instruction": f"q {draw.random()}", "output": f"ä {draw.random()}"} for _ in range(3000)]
+    if has_bad_row:
+        rows[1400]["output"] = "" if name.endswith("csv") else 5
+    table = "instruction,output\n" + "".join(f"{row['instruction']},{row['output']}\n" for row in rows)
+    content = {
+        "in.jsonl.gz": gzip.compress(jsonl(*rows).encode())[:-500],
+        "in.csv.gz": gzip.compress(table.encode())[:-500],
+        "in.json": json.dumps(rows).encode()[:-1],
+        "utf16.csv": table.encode("utf-16") + b"x",
+    }
+    (tmp_path / name).write_bytes(content[name])
+    result = assert_same_for_any_number_of_jobs(monkeypatch, tmp_path, [name, "--template", "alpaca"])
+    assert result.exit_code == ExitCode.DATA and len(result.rows) > 1000
+
+
+@pytest.mark.parametrize(("encoding", "bad"), [("latin-1", ""), ("big5", "\udcff"), ("cp1252", "\udc81")])
+def test_a_table_in_another_encoding_is_shared_with_what_is_no_text_in_it(small, monkeypatch, tmp_path, encoding, bad):
+    rows = [f'q {number},"an answer\n{"é" if encoding != "big5" else "的"} {number}"\n' for number in range(900)]
+    rows[700] = rows[700].replace("answer", f"ans{bad}wer")
+    (tmp_path / "in.csv").write_bytes(("instruction,output\n" + "".join(rows)).encode(encoding, "surrogateescape"))
+    arguments = ["in.csv", "--template", "alpaca", "--encoding", encoding]
+    stopped = assert_same_for_any_number_of_jobs(monkeypatch, tmp_path, arguments)
+    skipped = assert_same_for_any_number_of_jobs(monkeypatch, tmp_path, [*arguments, "--on-error", "skip"])
+    assert len(skipped.rows) == 900 - bool(bad) and (stopped.exit_code == ExitCode.DATA) == bool(bad)
 
 
 def test_several_inputs_and_weights_give_the_same_for_any_number_of_jobs(small, monkeypatch, tmp_path):

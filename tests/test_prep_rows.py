@@ -209,9 +209,9 @@ def test_tool_calls_stay_without_a_template_and_are_refused_by_one_that_has_no_p
     assert refused.exit_code == ExitCode.DATA and "turn 2 calls a tool" in refused.stderr
 
 
-def test_train_refuses_what_it_cannot_train_yet(ftkit, tmp_path):
+def test_train_refuses_what_it_cannot_train_yet(run_here, tmp_path):
     (tmp_path / "p.jsonl").write_text(jsonl({"prompt": "q", "chosen": "a", "rejected": "b"}))
-    result = ftkit("train", "p.jsonl", "--dry-run")
+    result = run_here("train", "p.jsonl", "--dry-run")
     assert result.exit_code == ExitCode.DATA
     assert "p.jsonl:1: rows of preference cannot be trained yet" in result.stderr
 
@@ -332,3 +332,64 @@ def test_in_is_out_and_rejected_and_duplicates_and_filtered_and_not_sampled(
     assert len(rows_of((tmp_path / "bad.jsonl").read_text())) == summary["rejected"]
     written = (tmp_path / "out.jsonl").read_text() if result.exit_code == 0 else ""
     assert len(rows_of(written)) == summary["out"]
+
+
+def sharded(prep, count, *arguments, stdin=""):
+    """The lines of all shards, and the rows that each counted."""
+    lines, counted = [], []
+    for number in range(1, count + 1):
+        result = prep(*arguments, "--shard", f"{number}/{count}", stdin=stdin)
+        assert result.exit_code == 0, result.stderr
+        lines += result.stdout.splitlines()
+        counted.append(int(result.stderr.split(" rows in")[0].split()[-1].replace(",", "")))
+    return lines, counted
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_the_shards_together_are_the_whole_whatever_was_asked(prep, count):
+    rows = [*TEXTS, *TEXTS[:50], {"text": ""}, {"text": "café"}]
+    for asked in (["--dedupe", "none"], [], ["--where", "'9' in text"], ["--jobs", "2"]):
+        arguments = [*asked, "--template", "text", "--on-error", "skip"]
+        lines, counted = sharded(prep, count, *arguments, stdin=jsonl(*rows))
+        assert Counter(lines) == Counter(prep(*arguments, stdin=jsonl(*rows)).stdout.splitlines())
+        assert sum(counted) == len(rows)
+
+
+def test_shards_of_every_input_hold_each_record_once(prep, tmp_path):
+    import gzip
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"instruction": f"q {number}", "output": f"a\n{number}"} for number in range(60)]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["instruction", "output"])
+    writer.writeheader()
+    writer.writerows(rows)
+    (tmp_path / "a.csv").write_text(table.getvalue(), newline="")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(table.getvalue().encode()))
+    (tmp_path / "utf16.csv").write_bytes(table.getvalue().encode("utf-16"))
+    (tmp_path / "a.json").write_text(json.dumps(rows))  # all of it on one line
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = {}
+    for name in ("a.csv", "a.csv.gz", "utf16.csv", "a.json", "a.parquet"):
+        lines, counted = sharded(prep, 3, tmp_path / name, "--template", "alpaca")
+        assert len(lines) == len(set(lines)) == 60 and min(counted) > 5
+        found[name] = lines
+    assert all(lines == found["a.json"] for lines in found.values())  # what is in a shard depends on the record alone
+
+
+def test_a_bad_row_stops_the_one_shard_that_it_is_in(prep):
+    lines = [*(json.dumps(row) for row in TEXTS), "{broken"]
+    ends = [prep("--shard", f"{number}/4", stdin="\n".join(lines)) for number in range(1, 5)]
+    assert sorted(end.exit_code for end in ends) == [0, 0, 0, ExitCode.DATA]
+    assert sum("<stdin>:201" in end.stderr for end in ends) == 1
+
+
+def test_a_shard_without_a_record_is_empty_and_said(prep):
+    ends = [prep("--shard", f"{number}/2", stdin=jsonl({"text": "one"})) for number in (1, 2)]
+    assert sorted(len(end.rows) for end in ends) == [0, 1] and {end.exit_code for end in ends} == {0}
+    assert sum("no row falls into shard" in end.stderr for end in ends) == 1
+    for wrong in ("0/2", "3/2", "1", "a/b", "1/0", "-1/2"):
+        refused = prep("--shard", wrong, stdin=jsonl({"text": "one"}))
+        assert refused.exit_code == ExitCode.USAGE and "--shard 1/8" in refused.stderr

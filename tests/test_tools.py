@@ -1,13 +1,18 @@
 """Rows with tools, end to end: prepared, trained, scored and asked, where the model's chat template shows tools."""
 
 import json
+import re
 import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from conftest import assert_refused
 from prep_shell import jsonl
+from transformers import AutoTokenizer
 
-from ftkit.errors import ExitCode
+from ftkit.core.encoding import Encoder
+from ftkit.errors import ExitCode, UserError
 
 TEMPLATE = (  # tools, calls and results as JSON, between the small model's special tokens
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
@@ -105,3 +110,59 @@ def test_real_tool_calls_are_trained_after_prep(prep, run_here, tool_model, shar
     options = ("--max-length", 1024, "--overlength", "truncate", "--dry-run")
     result = run_here("train", "-", "--model", tool_model, *options, stdin=made.stdout)
     assert result.exit_code == 0, result.stderr
+
+
+SIDE = {"type": "object", "properties": {"side": {"type": "number", "description": "its side"}}, "required": ["side"]}
+AREA = {"name": "area", "description": "Of a square.", "parameters": SIDE}
+ROW = conversation(3, {"side": 3}, tools=[{"type": "function", "function": AREA}])
+REAL = {
+    "llama3_2": '{"name": "area", "parameters": {"side": 3}}<|eot_id|>|9.<|eot_id|>',
+    "qwen2_5": '<tool_call>\n{"name": "area", "arguments": {"side": 3}}\n</tool_call><|im_end|>|9.<|im_end|>',
+    "qwen3": "<think>\n\n</think>\n\n9.<|im_end|>",
+    "gptoss": ' to=functions.area<|channel|>commentary json<|message|>{"side": 3}<|call|>'
+    "|<|channel|>final<|message|>9.<|return|>",
+}
+REFUSED = {
+    "llama3": "leaves out the call of area in turn 2",
+    "gemma3": "roles must alternate",
+    "glm4moe": "without a stop token",
+}
+SPECIAL = re.compile(r"<\|?[A-Za-z_]+\|?>")
+
+
+def real_encoder(name, folder):
+    """The small model's tokenizer with a chat template of a real model and the special tokens in it; TRL ships these."""
+    if find_spec("trl") is None:
+        pytest.skip("trl is not installed")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = (Path(find_spec("trl").origin).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(SPECIAL.findall(template)))})
+    tokenizer.bos_token, tokenizer.chat_template = "<s>", template
+    return Encoder(tokenizer)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_templates_train_the_call_and_the_answer_with_their_stop_tokens(name, tiny_model):
+    encoder = real_encoder(name, tiny_model)
+    example = encoder.example(ROW)
+    stretches = [
+        (counts, encoder.tokenizer.decode([i])) for i, counts in zip(example.ids, example.counted, strict=True)
+    ]
+    told = "".join(text if counts else "\0" for counts, text in stretches)
+    assert "|".join(filter(None, told.split("\0"))) == REAL[name]
+    prompt = encoder.input_ids(ROW)
+    assert example.ids[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_real_templates_that_would_lose_a_part_are_refused(name, tiny_model):
+    with pytest.raises(UserError, match=REFUSED[name]):
+        real_encoder(name, tiny_model).example(ROW)
+
+
+def test_a_template_that_drops_what_is_said_is_refused(tiny_model):
+    """Those of models that see pictures take a list of parts, and show nothing of a plain text."""
+    encoder = real_encoder("smolvlm", tiny_model)
+    row = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]}
+    with pytest.raises(UserError, match="leaves out what the user says in turn 1 and 1 more"):
+        encoder.example(row)

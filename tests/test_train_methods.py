@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 import torch
@@ -174,23 +173,18 @@ def test_chat_answers_with_it(way, runs, run_here):
         ),
         (["--method", "prompt", "--virtual-tokens", 511], ExitCode.USAGE, ["the model reads 512 tokens"]),
         (["--warmup", 8], ExitCode.USAGE, ["all of the 8 steps"]),
+        (["--offload-activations"], ExitCode.USAGE, ["--gradient-checkpointing on --offload-activations"]),
+        (
+            ["--offload-activations", "--gradient-checkpointing", "on", "--device", "cpu"],
+            ExitCode.ENVIRONMENT,
+            ["needs a CUDA GPU"],
+        ),
         (["--optimizer", "paged-lion-8bit"], ExitCode.ENVIRONMENT, ["needs a CUDA GPU", "--optimizer lion-8bit"]),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_weights_are_loaded(options, status, words, tiny_model, tmp_path):
     write_rows(tmp_path / "train.jsonl")
     assert_refused(run_train(*RUN, "--dry-run", *options, "--model", tiny_model, cwd=tmp_path), status, *words)
-
-
-def test_a_base_that_is_quantised_already_is_refused(tiny_model, tmp_path):
-    packed = tmp_path / "packed"
-    shutil.copytree(tiny_model, packed)
-    config = json.loads((packed / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
-    (packed / "config.json").write_text(json.dumps(config))
-    write_rows(tmp_path / "train.jsonl")
-    result = run_train(*RUN, "--model", packed, cwd=tmp_path)
-    assert_refused(result, ExitCode.MODEL, "is quantised already (gptq)", "--qlora")
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "lion", "lion-8bit"])

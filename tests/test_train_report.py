@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from train_shell import jsonl, run_train, write_rows
 
+from ftkit.commands.train_report import curve
+
 OPTIONS = ["--dtype", "fp32", "--steps", 6, "--batch", 8, "--r", 4, "--lr", 0.01, "--early-stop", 5, "--save-every", 2]
 
 
@@ -92,3 +94,8 @@ def test_a_run_that_was_stopped_says_so_and_events_are_shown(tiny_model, tmp_pat
         run_train("train.jsonl", "--model", tiny_model, *OPTIONS, "--run", "run", cwd=tmp_path)
     text = " ".join(Reader((tmp_path / "run" / "report.html").read_text()).texts)
     assert "gone on with after step 2" in text and "out of memory: it goes on with" in text
+
+
+def test_steps_that_float16s_scaler_skipped_are_no_points_of_the_curve():
+    steps = [{"step": 1, "grad_norm": None}, {"step": 2, "grad_norm": 1.0}, {"step": 3, "grad_norm": 2.0}]
+    assert Reader(str(curve(steps, "grad_norm", "norm"))).points == [2]

@@ -4,22 +4,28 @@ import pytest
 import torch
 from architectures import build_model, every_architecture
 from peft import IA3Config, LNTuningConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import LlamaConfig
 
+from ftkit.core import adapters
 from ftkit.core.adapters import (
     count_parameters,
     make_trainable,
     start_from_rounding,
+    to_computer,
     trainable_parameters,
     virtual_tokens,
-)  # fmt: skip
+)
 from ftkit.core.batching import make_batch
 from ftkit.core.encoding import Example
 from ftkit.core.generation import Decoding, start_of
 from ftkit.core.loss import counted_logits, summed_loss
+from ftkit.core.memory_estimate import Phase
 from ftkit.core.methods import METHODS, recipe_of
 from ftkit.core.optimizers import make_optimizer, set_learning_rate
 from ftkit.core.packing_check import packing_fault
+from ftkit.core.planned_run import PlannedRun
 from ftkit.core.settings import TrainSettings
+from ftkit.core.training_memory import training_memory
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.quantization import quantization_of
 
@@ -308,3 +314,30 @@ def test_gradients_are_the_same_with_one_block_in_two_recomputed():
         found.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_the_same_to_the_bit_with_kept_activations_elsewhere(monkeypatch):
+    moved, found = [], []
+    monkeypatch.setattr(adapters, "to_computer", lambda kept: moved.append(kept) or to_computer(kept))
+    for offload in (False, True):
+        torch.manual_seed(1)
+        settings = TrainSettings(r=4, gradient_checkpointing="on", offload_activations=offload)
+        model = make_trainable(build_model("llama"), settings).train()
+        summed_loss(model, BATCH).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        assert len(moved) == 2 * offload  # one input for each of the two blocks, and nothing else
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+
+
+def test_a_simulation_sees_less_kept_where_it_is_elsewhere():
+    sizes = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    config = LlamaConfig(num_hidden_layers=8, **sizes)
+    run = PlannedRun(
+        "lora", "fp32", tokens=513, rows=8, micro_steps=1, optimizer="adamw", pack=False, checkpointing=True
+    )
+    peaks = []
+    for offload in (False, True):
+        settings = TrainSettings(r=4, gradient_checkpointing="on", offload_activations=offload)
+        peaks.append(training_memory(settings, run, config, None).phases[Phase.BACKWARD])
+    kept = 8 * 512 * 256 * 4  # of one block; those at work, first and last, are there anyway
+    assert peaks[0] - peaks[1] >= 5 * kept

@@ -69,7 +69,15 @@ OUT_OF_RANGE = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in IN_RANGE.items() for value in values])
 def test_a_value_within_range_is_accepted(name, value):
-    TrainSettings(**{name: value}).check()
+    needed = {"gradient_checkpointing": "on"} if name == "checkpoint_every" else {}
+    TrainSettings(**needed, **{name: value}).check()
+
+
+def test_options_about_recomputed_blocks_need_some():
+    for options in ({"checkpoint_every": 2}, {"offload_activations": True}):
+        with pytest.raises(UserError, match="none are recomputed") as refused:
+            TrainSettings(**options).check()
+        assert "--gradient-checkpointing on" in refused.value.hint
 
 
 @pytest.mark.parametrize(

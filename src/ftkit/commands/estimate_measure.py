@@ -17,7 +17,7 @@ from ftkit.core.settings import EstimateSettings
 from ftkit.core.training_memory import present_gpu, simulated_device, training_memory
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import DTYPES, dtype_name, pick_device, pick_dtype
-from ftkit.io.quantization import check_quantization, quantization_config
+from ftkit.io.quantization import check_quantization, quantization_config, stored_quantization
 
 TOLERANCE = {"cuda": 0.02, "cpu": 0.05}
 """A larger difference is warned of. CUDA: the design's aim, not measured yet; CPU: see docs/memory.md."""
@@ -62,11 +62,13 @@ def predict_and_measure(
     dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32)
     settings = replace(settings, dtype=dtype_name(dtype))
     run = plan_run(settings, model.context, gpu)
-    quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names)
+    stored = stored_quantization(model.config)
+    quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names, stored)
     simulated = SimulatedDevice(CPU) if gpu is None else simulated_device(gpu)
-    estimate = training_memory(settings, run, model.config, quantization, device=simulated)
+    new = model.new_tokens
+    estimate = training_memory(settings, run, model.config, quantization, device=simulated, new=new)
     try:
-        real = measure_steps(settings, run, model.config, quantization, device)
+        real = measure_steps(settings, run, model.config, quantization, device, new)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(
             f"out of memory, as was to be expected from {in_gib(estimate.reserved_bytes)}",

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from ftkit import console
-from ftkit.commands.estimate_model import Model, read_model
+from ftkit.commands.estimate_model import Model, read_model, settle_quantization
 from ftkit.commands.estimate_report import Answer, as_json, compare_table, in_gib, show, write_json
 from ftkit.commands.estimate_run import Estimates, Verdict, process_bytes, verdict
 from ftkit.commands.estimate_search import Suggestion, largest, settings_that_fit, suggest, train_command
@@ -22,6 +22,7 @@ def run(settings: EstimateSettings) -> None:
     gpu = find_gpu(settings.gpu) if settings.gpu else find_gpu(settings.fit, "--fit") if settings.fit else None
     say_default(settings.model)
     model = read_model(settings)
+    settings = settle_quantization(settings, model)
     if settings.measure:
         from ftkit.commands.estimate_measure import measure
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftkit import console
 from ftkit.core.model_sizes import ModelSizes, read_sizes
-from ftkit.core.settings import EstimateSettings
+from ftkit.core.settings import EstimateSettings, flag_of, held_as_stored
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import Base, find_base, read_config
 
@@ -17,13 +18,15 @@ SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 class Model:
     """A model's sizes (None for an architecture that the closed form does not describe), its raw and its parsed config.
 
-    config: of transformers; None where only the closed form is asked for, which needs no library.
+    config: of transformers; None where only the closed form is asked for, which needs no library. new_tokens: those of
+    --add-tokens.
     """
 
     base: Base
     raw: dict[str, Any]
     config: Any
     sizes: ModelSizes | None
+    new_tokens: Any = None
 
     @property
     def context(self) -> int | None:
@@ -50,15 +53,40 @@ def read_model(settings: EstimateSettings) -> Model:
         str(named.parent) if named.name == "config.json" and named.is_file() else settings.model, settings.revision
     )
     raw = read_config(base)
-    if raw.get("quantization_config"):
-        raise UserError(
-            f"{settings.model}: is quantised already; that cannot be estimated yet",
-            ExitCode.ENVIRONMENT,
-            hint="give the 16-bit model that it was made from, with --qlora or --load-in-8bit",
-        )
     if settings.fast:
         return Model(base, raw, None, read_sizes(raw, settings.model))
-    return Model(base, raw, parsed(base, raw, settings.model), sizes_if_described(raw, settings.model))
+    config = parsed(base, raw, settings.model)
+    return Model(base, raw, config, sizes_if_described(raw, settings.model), read_new_tokens(settings, base, config))
+
+
+def settle_quantization(settings: EstimateSettings, model: Model) -> EstimateSettings:
+    """For a base whose files hold packed weights: the settings as it is held, which nothing else can be compared with."""
+    stored = model.raw.get("quantization_config")
+    if not stored:
+        return settings
+    from ftkit.io.quantization import kind_of_stored
+
+    for asked in ("compare", "fit", "framework"):
+        if getattr(settings, asked) not in (False, None, "ftkit"):
+            what = f"{settings.model} is quantised already, so {flag_of(asked)} has nothing to choose from"
+            raise UserError(what, ExitCode.USAGE, hint="give the 16-bit model that it was made from, or --gpu")
+    return held_as_stored(settings, kind_of_stored(stored, settings.model), settings.model)
+
+
+def read_new_tokens(settings: EstimateSettings, base: Base, config: Any) -> Any:
+    """The tokens of --add-tokens; without a tokenizer beside config.json, each is a row more."""
+    if settings.add_tokens is None:
+        return None
+    from ftkit.io.base_model import load_tokenizer
+    from ftkit.io.new_tokens import add_new_tokens, appended_tokens, read_token_file
+
+    texts, rows = read_token_file(settings.add_tokens), config.get_text_config().vocab_size
+    try:
+        tokenizer = load_tokenizer(base, rows)
+    except UserError as error:
+        console.info(f"each new token counts as a new row of the embeddings: {error.message}")
+        return appended_tokens(texts, rows)
+    return add_new_tokens(tokenizer, texts, settings.add_tokens)
 
 
 def parsed(base: Base, raw: dict[str, Any], name: str) -> Any:

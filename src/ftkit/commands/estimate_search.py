@@ -129,7 +129,7 @@ def changes(settings: EstimateSettings, rows: int, tokens: int) -> list[Change]:
     if settings.technique == "full":
         found.append(change("--lora instead of --full", lora=True, full=False))
     instead = {"int8": " instead of --load-in-8bit", "full": " instead of --full", "lora": ""}.get(settings.recipe)
-    if instead is not None:
+    if instead is not None and settings.quantize is None:
         found.append(change(f"--qlora{instead}", qlora=True, lora=False, full=False, load_in_8bit=False, dtype="auto"))
     if tokens // 2 >= SHORTEST:
         found.append(change(f"--max-length {tokens // 2}", max_length=tokens // 2))

@@ -16,7 +16,7 @@ from ftkit.core.settings import EstimateSettings
 from ftkit.core.targets import resolve_targets
 from ftkit.core.training_memory import cannot_simulate, simulated_device, training_memory
 from ftkit.io.devices import DTYPES
-from ftkit.io.quantization import quantization_config
+from ftkit.io.quantization import quantization_config, stored_quantization
 
 OPTIMIZERS = {"adamw": "adamw-foreach"}
 """What torch takes by default where nothing else is said; other names are the same."""
@@ -31,9 +31,11 @@ def simulate_ftkit(
     heaviest: Callable[[PlannedRun], Any] | None,
 ) -> MemoryEstimate:
     """What `ftkit train` would take."""
-    quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names)
+    stored = stored_quantization(model.config)
+    quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names, stored)
     device = simulated_device(gpu, capacity)
-    return training_memory(settings, run, model.config, quantization, device=device, heaviest=heaviest)
+    new = model.new_tokens
+    return training_memory(settings, run, model.config, quantization, device=device, heaviest=heaviest, new=new)
 
 
 def simulate_hf(

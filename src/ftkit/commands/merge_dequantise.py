@@ -14,6 +14,7 @@ from ftkit import console
 from ftkit.core.checkpoint_names import parameter_names
 from ftkit.core.merge_plan import find_layer
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.methods import technique_of
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import scratch_folder
 from ftkit.io.base_model import Base, local_files, read_config, transformers_config
@@ -46,7 +47,8 @@ def plain_base(trained: Trained, out: Path, *, asked: bool) -> Iterator[Trained]
         plain = {key: value for key, value in config.items() if key != "quantization_config"}
         (folder / "config.json").write_text(json.dumps(plain, indent=2), encoding="utf-8")
         dequantise_folder(base, folder, upside_down(trained.base, base))
-        yield replace(trained, base=Base(trained.base.name, str(folder.resolve())))
+        card = trained.card and replace(trained.card, method=technique_of(trained.card.method), quantized_sha256={})
+        yield replace(trained, base=Base(trained.base.name, str(folder.resolve())), card=card)
 
 
 def require_dequantisable(quantization: Any, base: Base, asked: bool) -> None:

@@ -82,6 +82,7 @@ class SeenWeight:
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD
 class Reshaken:
     """A weight of a file whose values are moved at random, as far as rounding to its format may have moved them.
 
@@ -110,6 +111,28 @@ class Reshaken:
         """Each value by up to half the distance to its neighbour, either way."""
         part = torch.rand(values.shape, generator=numbers).sub_(0.5)
         return part.mul_(2 ** (0.5 - self.bits)).add_(1).mul_(values)
+=======
+class GrownWeight:
+    """A base's embeddings in a larger vocabulary: what is beyond them is zero, until an adapter puts its rows there."""
+
+    own: Weight
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the larger tensor."""
+        return (self.count, *self.own.shape[1:])
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Those of the base, then one of zeros."""
+        yield from self.own.blocks()
+        yield self.own.shape[0], torch.zeros(self.count - self.own.shape[0], *self.own.shape[1:])
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """The rows of these numbers (n,)."""
+        is_known = (rows < self.own.shape[0]).unsqueeze(1)
+        return torch.where(is_known, self.own.pick(torch.where(is_known.squeeze(1), rows, 0)), 0.0)
+>>>>>>> main
 
 
 def prove(
@@ -269,8 +292,13 @@ def take_resized(model: Any, weights: dict[str, Weight], adapter: Adapter) -> No
     ties = tied_parameters(model)
     partners = ties | {source: name for name, source in ties.items()}
     for name in resized:
-        place = adapter.saved.get(name) or adapter.saved[partners[name]]
-        weights[name] = FileWeight(place)
+        place = adapter.saved.get(name) or adapter.saved.get(partners.get(name, ""))
+        if place is None:  # new tokens, whose rows are the adapter's
+            weights[name] = GrownWeight(
+                weights[name], dict(model.named_parameters(remove_duplicate=False))[name].shape[0]
+            )
+        else:
+            weights[name] = FileWeight(place)
 
 
 def whole_base(trained: Trained, config: Any, dtype: torch.dtype, seen: Layers) -> Any:

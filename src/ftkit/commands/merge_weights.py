@@ -196,6 +196,8 @@ def merged_tensor(step: Step, card: Card | None, ledger: Ledger) -> Tensor:
         weight = updated_by_peft(weight, step, ledger)
     weight = weight.to(FLOATS[step.dtype])
     if step.rows is not None:
+        new = step.result.shape[0] - weight.shape[0]
+        weight = torch.cat([weight, weight.new_empty(new, weight.shape[1])]) if new else weight
         weight[list(step.rows.numbers)] = read_finite(step.rows.place, step.name).to(weight.dtype)
     return weight
 

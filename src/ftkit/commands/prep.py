@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -18,9 +19,11 @@ from ftkit.commands.prep_rows import Preparation, read_options, tell
 from ftkit.core.row_ledger import Ledger, NothingLeft
 from ftkit.core.row_making import About, Made
 from ftkit.core.row_order import mixed, parse_sample, quotas, sampled
+from ftkit.core.row_runs import Together
 from ftkit.core.row_stats import RowStats
 from ftkit.core.settings import PrepSettings
-from ftkit.core.splitting import parse_shares, question_digest
+from ftkit.core.sharding import parse_shard
+from ftkit.core.splitting import DIGEST_BYTES, parse_shares, question_digest
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.jsonl import STDIN
 from ftkit.io.shuffling import shuffled
@@ -42,16 +45,17 @@ def run(settings: PrepSettings) -> None:
     template = load_template(settings.template) if settings.template else None
     ledger, nothing_left = Ledger(), None
     with rare_collections(), rejects_output(settings) as write_reject:
-        work = Preparation(settings, template, ledger, write_reject)
+        work = Preparation(settings, template, ledger, write_reject, is_weighted=sources.weights is not None)
         end = Ending(settings, work.seen_elsewhere)
         try:
             with rows_destination(settings, ledger) as write_row:
                 for made in ordered(work, sources):
                     part = write_row(made)
-                    ledger.out += 1
-                    if end.looks:
+                    ledger.out += made.count if isinstance(made, Together) else 1
+                    if end.looks and not isinstance(made, Together):
                         end.look_at(made, part if settings.split else None)
-                ledger.require_rows()
+                if ledger.rejected or not settings.shard:  # few records may leave a shard empty
+                    ledger.require_rows()
                 end.require_no_leak()
         except NothingLeft as error:  # the rejects tell why: they are kept, the rows are not
             nothing_left = error
@@ -60,7 +64,7 @@ def run(settings: PrepSettings) -> None:
         raise nothing_left
 
 
-def ordered(work: Preparation, sources: Sources) -> Iterator[Made]:
+def ordered(work: Preparation, sources: Sources) -> Iterator[Made | Together]:
     """The rows of all inputs: one after the other or mixed by weight, sampled and shuffled as asked."""
     settings, ledger = work.settings, work.ledger
 
@@ -69,7 +73,7 @@ def ordered(work: Preparation, sources: Sources) -> Iterator[Made]:
 
     wanted = parse_sample(settings.sample) if settings.sample else None
     if sources.weights is None:
-        rows: Iterator[Made] = chain.from_iterable(work.rows(source.name) for source in sources.inputs)
+        rows: Iterator[Any] = chain.from_iterable(work.rows(source.name) for source in sources.inputs)
         rows = sampled(rows, wanted, settings.seed, leave_out) if wanted else rows
     else:
         rows = weighted(work, sources, wanted, leave_out)
@@ -83,7 +87,7 @@ def weighted(
 ) -> Iterator[Made]:
     """The rows of weighted inputs in their proportions; a sample is drawn from each input by itself."""
     weights = sources.weights or ()
-    streams: list[Iterator[Made]] = []
+    streams: list[Iterator[Any]] = []
     for group in range(len(weights)):
         inputs = [source for source in sources.inputs if source.group == group]
         streams.append(chain.from_iterable(work.rows(source.name) for source in inputs))
@@ -104,15 +108,15 @@ def name_of_group(sources: Sources, group: int) -> str:
 
 
 def packed(made: Made) -> bytes:
-    """A row as bytes, for a file."""
+    """A row as bytes of their own size: those of a serializer lie in ten times the memory."""
     line, digest, about = made
-    return orjson.dumps([line.decode(), digest.hex(), about and tuple(about)])
+    return b"".join((digest, orjson.dumps(tuple(about)) if about else b"", b"\n", line))
 
 
 def unpacked(data: bytes) -> Made:
     """The row of those bytes."""
-    line, digest, about = orjson.loads(data)
-    return line.encode(), bytes.fromhex(digest), About(*about) if about else None
+    about, _, line = data[DIGEST_BYTES:].partition(b"\n")
+    return line, data[:DIGEST_BYTES], About(*orjson.loads(about)) if about else None
 
 
 @dataclass
@@ -171,6 +175,8 @@ def check_request(settings: PrepSettings, inputs: list[str]) -> None:
         spelled_delimiter(settings.delimiter)
     if settings.sample:
         parse_sample(settings.sample)
+    if settings.shard:
+        parse_shard(settings.shard)
     if settings.split:
         parse_shares(settings.split)
     read_options(settings)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ftkit.core.row_ledger import Ledger
 from ftkit.core.row_making import Made
+from ftkit.core.row_runs import Together
 from ftkit.core.settings import PrepSettings
 from ftkit.core.splitting import Stratifier, parse_shares, part_of
 from ftkit.errors import ExitCode, UserError
@@ -14,8 +15,8 @@ from ftkit.io.atomic import atomic_folder, read_manifest
 from ftkit.io.jsonl import STDIN, lines_output, rows_output
 
 Row = dict[str, Any]
-Write = Callable[[Made], Any]
-"""Writes a row; returns the name of the part of the split that it went to, if there is one."""
+Write = Callable[[Made | Together], Any]
+"""Writes a row, or several together; returns the name of the part of the split that it went to, if there is one."""
 
 
 def to_file(settings: PrepSettings) -> bool:
@@ -25,7 +26,7 @@ def to_file(settings: PrepSettings) -> bool:
 
 @contextmanager
 def rows_destination(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
-    """A function that writes one row where rows go."""
+    """A function that writes rows where they go; those of a split come one by one."""
     if settings.split:
         with split_files(settings, ledger) as write:
             yield write
@@ -33,7 +34,7 @@ def rows_destination(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
         yield lambda made: None  # only looked at
     else:
         with lines_output(settings.output if to_file(settings) else None, force=settings.force) as write_line:
-            yield lambda made: write_line(made[0])
+            yield lambda made: write_line(made.lines if isinstance(made, Together) else made[0])
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def split_files(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
     with atomic_folder(folder, replace=settings.force) as staged, ExitStack() as files:
         writers = {name: files.enter_context((staged / f"{name}.jsonl").open("wb")).write for name in shares}
 
-        def write(made: Made) -> str:
+        def write(made: Made | Together) -> str:
+            assert not isinstance(made, Together)
             line, digest, about = made
             part = stratifier.part_of(digest, about and about.stratum) if stratifier else part_of(digest, shares)
             ledger.parts[part] += 1

@@ -67,6 +67,8 @@ def warn_of(ledger: Ledger, settings: PrepSettings, leaks: list[int]) -> None:
         console.warn(f"longer than --max-tokens: {cut}, {ledger.lost_tokens:,} answer tokens lost")
     if sum(leaks):
         console.warn(f"leak: {leaks[0]:,} rows are also in {settings.against}, {leaks[1]:,} more ask the same")
+    if settings.shard and not ledger.out:
+        console.warn(f"no row falls into shard {settings.shard}: the output is empty")
     empty = [name for name, count in ledger.parts.items() if not count]
     if empty and ledger.out:
         console.warn(f"no row fell into {', '.join(empty)}: there are too few rows")
@@ -90,6 +92,7 @@ def summary(settings: PrepSettings, work: "Preparation", stats: RowStats | None,
         "special_tokens_as_text": ledger.special,
         "kind": work.first[0].kind if work.first else None,
         "template": work.template.fingerprint if work.template else None,
+        "shard": settings.shard,
         "output": settings.output,
         "parts": dict(ledger.parts),
         "mixed": dict(ledger.mixed),

@@ -16,7 +16,9 @@ from ftkit.core.row_filters import parse_where, texts_of
 from ftkit.core.row_ledger import SHOWN_OF_A_KIND, Ledger
 from ftkit.core.row_making import Choosing, LeftOut, Made, Noticed, Outcome, Rejected, RowMaker
 from ftkit.core.row_plan import Beginning, Plan, Row, is_evident, make_plan
+from ftkit.core.row_runs import Run, Together, unseen
 from ftkit.core.settings import PrepSettings
+from ftkit.core.sharding import parse_shard
 from ftkit.core.splitting import content_digest, question_digest
 from ftkit.core.transcripts import parse_marks
 from ftkit.errors import ExitCode, UserError
@@ -38,6 +40,8 @@ class Preparation:
     template: Template | None
     ledger: Ledger
     write_reject: Callable[[Row], Any] | None
+    is_weighted: bool = False
+    """True where rows of several inputs are mixed."""
     first: tuple[Plan, str] | None = None
     """The first input's plan and where it began."""
     seen: set[bytes] = field(default_factory=set)
@@ -54,18 +58,21 @@ class Preparation:
         )
         self.seen_elsewhere = digests_of(settings.against) if settings.against else (frozenset(), frozenset())
         self.limit = token_limit(settings)
+        self.shard = parse_shard(settings.shard) if settings.shard else None
 
-    def rows(self, source: str) -> Iterator[Made]:
+    def rows(self, source: str) -> Iterator[Made | Together]:
         """All rows of one input that are not left out."""
         with open_input(source, read_options(self.settings)) as opened:
             tell(opened.notes)
             first, sample = self.read_first(opened)
             plan = self.plan(opened, sample) if sample else None  # without a record there is nothing to plan for
-            maker = RowMaker(opened.name, plan, self.choosing, self.limit, self.settings, self.ledger)
+            maker = RowMaker(opened.name, plan, self.choosing, self.limit, self.settings, self.ledger, self.shard)
             yield from self.settled(maker.outcomes(first), opened.name)
             if self.settings.jobs == 1:
-                outcomes = maker.outcomes(opened.records)
+                outcomes: Iterable[Outcome | Run] = maker.outcomes(opened.records)
             else:
+                if opened.rest is None:
+                    console.info(f"{opened.name}: one process reads it, --jobs {self.settings.jobs} make the rows")
                 outcomes = outcomes_of_processes(maker, opened.pieces(), self.settings.jobs)
             yield from self.settled(outcomes, opened.name)
 
@@ -116,18 +123,24 @@ class Preparation:
             )
         return plan
 
-    def settled(self, outcomes: Iterable[Outcome], name: str) -> Iterator[Made]:
+    def settled(self, outcomes: Iterable[Outcome | Run], name: str) -> Iterator[Made | Together]:
         """The rows that are new; everything else is counted where it goes.
 
         A row without an answer is always left out and said; any other fault stops, unless --on-error is skip.
         """
         ledger, seen = self.ledger, self.seen
+        goes_by_row = self.goes_by_row
         needs_look = self.near is not None or self.settings.show
         keeps_all = self.settings.dedupe == "none"
         outcome: Any
         for outcome in outcomes:
             if type(outcome) is not tuple:
-                self.leave_out(outcome, name)
+                if type(outcome) is not Run:
+                    self.leave_out(outcome, name)
+                elif goes_by_row:
+                    yield from self.settled(outcome.rows(), name)
+                else:
+                    yield self.together(outcome)
             elif outcome[1] in seen:
                 ledger.duplicates += 1
             else:
@@ -135,6 +148,21 @@ class Preparation:
                     seen.add(outcome[1])
                 if not needs_look or self.is_new_and_shown(outcome):
                     yield outcome
+
+    @property
+    def goes_by_row(self) -> bool:
+        """True if somebody looks at rows one by one."""
+        asked = self.settings
+        moved = asked.sample or asked.shuffle or asked.split or self.is_weighted
+        return bool(moved or asked.show or asked.stats or asked.against or self.near)
+
+    def together(self, run: Run) -> Together:
+        """The rows of a run that are new; the others are counted."""
+        if self.settings.dedupe == "none":
+            return Together(run.lines, len(run.ends))
+        new = unseen(run, self.seen)
+        self.ledger.duplicates += len(run.ends) - new.count
+        return new
 
     def leave_out(self, outcome: LeftOut | Rejected | Noticed, name: str) -> None:
         """Count what is not a row."""

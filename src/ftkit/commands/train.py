@@ -106,7 +106,8 @@ def load(prepared: Prepared, start: Checkpoint | None = None) -> nn.Module:
         new_head=bool(classes) and base is prepared.base,
     )
     torch.manual_seed(settings.seed)
-    model = make_trainable(model, settings)
+    is_grown = settings.makes_model and start is not None  # its tokens have their rows, trained
+    model = make_trainable(model, settings, None if is_grown else prepared.new_tokens)
     if start is not None and not settings.makes_model:
         restore_adapter(model, start.path)
     elif settings.lora_init == "loftq":
@@ -243,6 +244,8 @@ def make_card(prepared: Prepared, model: nn.Module, chat: Mapping[str, Any]) -> 
         quantized_sha256=quantized_fingerprints(model),
         labels=list(encoder.classes),
         kept_16bit=settings.kept_names,
+        added_tokens=list(prepared.new_tokens.texts) if prepared.new_tokens else [],
+        vocabulary=model.get_input_embeddings().weight.shape[0] if prepared.new_tokens else None,  # type: ignore[operator]
         system=chat.get("system", shared_system(data.rows)) or None,
         generation={name: chat[name] for name in RANGES if name in chat},
     )

@@ -11,8 +11,9 @@ from ftkit.io.run_folder import COMPLETE, RunFolder, find_run, new_run, unfinish
 from ftkit.io.run_lock import is_locked
 
 SAFE_CHANGES = (
-    "dropout", "early_stop", "epochs", "gradient_checkpointing", "label_smoothing", "lr", "max_grad_norm", "micro_batch",
-    "micro_tokens", "neftune", "pack", "save_every", "schedule", "share_prefix", "steps", "warmup", "weight_decay",
+    "dropout", "early_stop", "epochs", "gradient_checkpointing", "label_smoothing", "lr", "max_grad_norm",
+    "micro_batch", "micro_tokens", "neftune", "offload_activations", "pack", "save_every", "schedule", "share_prefix",
+    "steps", "warmup", "weight_decay",
 )  # fmt: skip
 """Settings that may change while a run goes on: the state of its checkpoint still means the same."""
 

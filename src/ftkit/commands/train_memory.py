@@ -10,7 +10,7 @@ from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.training_memory import predict_training, present_gpu, simulated_device
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.quantization import quantization_config
+from ftkit.io.quantization import quantization_config, stored_quantization
 
 GIB = 2**30
 SURPRISE = 0.03
@@ -53,11 +53,19 @@ def foretell(prepared: Prepared) -> tuple[Prepared, MemoryEstimate | None]:
 def simulate(prepared: Prepared, device: SimulatedDevice) -> MemoryEstimate | None:
     """The simulated peak; None, said, for an architecture that cannot be simulated."""
     settings = replace(prepared.settings, full=True) if prepared.settings.init else prepared.settings
-    quantization = quantization_config(settings.recipe, prepared.dtype, settings.kept_names)
+    stored = stored_quantization(prepared.config)
+    quantization = quantization_config(settings.recipe, prepared.dtype, settings.kept_names, stored)
     try:
         with console.quiet_libraries():
             return predict_training(
-                settings, prepared.config, prepared.dtype, prepared.plan, prepared.examples, quantization, device
+                settings,
+                prepared.config,
+                prepared.dtype,
+                prepared.plan,
+                prepared.examples,
+                quantization,
+                device,
+                prepared.new_tokens,
             )
     except UserError as error:
         console.warn(f"its memory is not foretold: {error.message}")

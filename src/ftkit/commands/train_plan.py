@@ -31,7 +31,7 @@ from ftkit.core.methods import METHODS
 from ftkit.core.optimizer_memory import optimizer_memory
 from ftkit.core.optimizers import check_optimizer, warmup_steps
 from ftkit.core.plan import Plan
-from ftkit.core.settings import TrainSettings
+from ftkit.core.settings import TrainSettings, held_as_stored
 from ftkit.core.targets import check_kept, class_head
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import is_staged
@@ -51,14 +51,16 @@ from ftkit.io.base_model import (
 )
 from ftkit.io.class_head import pad_token_id, with_classes
 from ftkit.io.devices import dtype_name, pick_device, pick_dtype
-from ftkit.io.quantization import check_quantization
+from ftkit.io.new_tokens import NewTokens, add_new_tokens, read_token_file
+from ftkit.io.quantization import check_quantization, kind_of_stored, stored_quantization
 from ftkit.io.run_lock import NAME as LOCK
 from ftkit.io.trackers import check_trackers
 
 SCRATCH_LR = CLASSES_LR = 1e-3
 """From scratch, and the least for adapters beside a head for classes: the head is new, and the steps are few."""
 NOT_IDENTITY = (
-    "data", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit", "tracker", "force",
+    "data", "add_tokens", "run", "json", "dry_run", "device", "save_every", "keep", "resume", "allow_change", "time_limit",
+    "tracker", "force",
 )  # fmt: skip
 """Settings that do not change what a run makes; with --early-stop, when it saves does."""
 
@@ -82,6 +84,8 @@ class Prepared:
     identity: str
     rehearsed: nn.Module
     """The model on the meta device, with what the method trains set free."""
+    new_tokens: NewTokens | None = None
+    """Those of --add-tokens, which the encoder's tokenizer has already."""
     packing_fault: str | None = None
     """Why rows are padded though packs were asked for."""
 
@@ -98,26 +102,31 @@ def prepare(settings: TrainSettings) -> Prepared:
     """
     refuse_many_processes(os.environ.get("WORLD_SIZE", ""))
     device = pick_device(settings.device)
-    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32 or bool(settings.init))
     check_optimizer(settings.optimizer, device)
+    refuse_offload(settings, device)
     check_quantization(settings.quantization)
     refuse_no_run(settings.run)
     check_trackers(settings.tracker)
     share_of(settings.valid)
+    tokens = read_token_file(settings.add_tokens) if settings.add_tokens else []
     data = read_data(settings)
     settings = replace(settings, objective=settle_objective(settings, data))
     say_default(settings.init or settings.model)
     base = find_base(settings.init or settings.model, settings.revision)
     classes = classes_of(settings, data)
-    if classes and settings.technique not in ("lora", "full"):
-        what = f"classes are learned with LoRA or with every weight, not with {settings.technique}"
-        raise UserError(what, ExitCode.USAGE, hint="--lora, --qlora, --load-in-8bit or --full")
+    if classes and METHODS[settings.technique].virtual:
+        what = f"a head for classes reads the last token by its place, which virtual tokens of {settings.technique} would move"
+        raise UserError(
+            what, ExitCode.USAGE, hint="any other method: --lora, --method ia3, --train-layers last:2, --full"
+        )
     config = config_from_scratch(base) if settings.init else check_base(base, for_classes=bool(classes))
-    refuse_quantised(base, config)
+    settings = settle_quantization(settings, base, config)
+    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32 or bool(settings.init))
     tokenizer = load_tokenizer(base, config.get_text_config().vocab_size, answers=not classes)
+    new = add_new_tokens(tokenizer, tokens, settings.add_tokens) if tokens and settings.add_tokens else None
     config = with_classes(config, classes, pad_token_id(tokenizer)) if classes else config
     encoder = Encoder(tokenizer, data.template, classes, settings.train_turns)
-    rehearsed = rehearse(settings, base, config, dtype)
+    rehearsed = rehearse(settings, base, config, dtype, new)
     settings = replace(settings, max_length=cap_length(settings, config, tokenizer if classes else None))
     if targets := target_names(rehearsed):
         settings = replace(
@@ -134,7 +143,9 @@ def prepare(settings: TrainSettings) -> Prepared:
     plan = make_plan(settings, len(examples), max(len(e.ids) for e in examples))
     settings = replace(settings, micro_batch=str(plan.micro_batch), micro_tokens=str(plan.micro_tokens), lr=plan.lr,
                        dtype=dtype_name(dtype))  # fmt: skip
-    identity = identify(settings, data, valid_rows, base)
+    if new is not None:
+        say_new_tokens(new, examples)
+    identity = identify(settings, data, valid_rows, base, tokens)
     return Prepared(
         settings,
         base,
@@ -150,7 +161,18 @@ def prepare(settings: TrainSettings) -> Prepared:
         dtype,
         identity,
         rehearsed,
+        new,
     )
+
+
+def say_new_tokens(new: NewTokens, examples: list[Example]) -> None:
+    """How many there are; tokens that no row holds learn nothing, which is a slip of somebody."""
+    console.info(f"new tokens: {len(new.ids):,}, ids {new.ids[0]:,} to {new.ids[-1]:,}")
+    used = new.count_used([example.ids for example in examples])
+    if used < len(new.ids):
+        console.warn(
+            f"{len(new.ids) - used:,} of {len(new.ids):,} new tokens are in no row to train: they learn little"
+        )
 
 
 def refuse_many_processes(world_size: str) -> None:
@@ -161,6 +183,13 @@ def refuse_many_processes(world_size: str) -> None:
             ExitCode.ENVIRONMENT,
             hint="start ftkit once, without a launcher",
         )
+
+
+def refuse_offload(settings: TrainSettings, device: str) -> None:
+    """Exit 6 for activations that shall leave a GPU's memory where there is none."""
+    if settings.offload_activations and device != "cuda":
+        what = f"--offload-activations needs a CUDA GPU: on {device} they are in the computer's memory already"
+        raise UserError(what, ExitCode.ENVIRONMENT, hint="leave it out")
 
 
 def refuse_no_run(asked: str | None) -> None:
@@ -174,7 +203,7 @@ def refuse_no_run(asked: str | None) -> None:
         raise UserError(f"{asked} exists and is no run", ExitCode.EXISTS, hint="give another --run")
 
 
-def rehearse(settings: TrainSettings, base: Base, config: Any, dtype: torch.dtype) -> nn.Module:
+def rehearse(settings: TrainSettings, base: Base, config: Any, dtype: torch.dtype, new: NewTokens | None) -> nn.Module:
     """The model that will be trained, without weights: files, --targets or --r that do not fit it stop here."""
     try:
         with console.quiet_libraries():
@@ -187,22 +216,23 @@ def rehearse(settings: TrainSettings, base: Base, config: Any, dtype: torch.dtyp
             hint="give the model's own config.json",
         ) from None
     if not settings.init:
-        new = class_head(model)
-        old = {name: p for name, p in model.named_parameters() if new is None or not new.holds(name)}
+        head = class_head(model)
+        old = {name: p for name, p in model.named_parameters() if head is None or not head.holds(name)}
         check_tensors(base, {name: tuple(parameter.shape) for name, parameter in old.items()})
     check_kept(model, settings.kept_names)
     with console.quiet_libraries(), torch.device("meta"):
-        return make_trainable(model, replace(settings, full=True) if settings.init else settings)
+        return make_trainable(model, replace(settings, full=True) if settings.init else settings, new)
 
 
-def refuse_quantised(base: Base, config: Any) -> None:
-    """Exit 4 for files that hold packed weights: what an adapter on them means depends on the tool that packed them."""
-    packed = getattr(config, "quantization_config", None)
-    if packed:
-        known = packed if isinstance(packed, dict) else packed.to_dict()
-        what = f"{base.name}: is quantised already ({known.get('quant_method', 'in an unknown way')})"
-        hint = "give the 16-bit model that it was made from, with --qlora or --load-in-8bit"
-        raise UserError(what, ExitCode.MODEL, hint=hint)
+def settle_quantization(settings: TrainSettings, base: Base, config: Any) -> TrainSettings:
+    """A base whose files hold packed weights is held as they hold it; what cannot be trained on such a one is refused."""
+    stored = stored_quantization(config)
+    if stored is None:
+        return settings
+    settled = held_as_stored(settings, kind_of_stored(stored, base.name), base.name)
+    console.info(f"{base.name}: quantised already, {settled.quantization}")
+    check_quantization(settled.quantization)
+    return settled
 
 
 def config_from_scratch(base: Base) -> Any:
@@ -278,8 +308,10 @@ def default_lr(settings: TrainSettings) -> float:
     return max(CLASSES_LR, method.lr) if settings.objective == "classify" and method.is_adapter else method.lr
 
 
-def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any]], base: Base) -> str:
-    """sha256 of all that decides the result: resolved settings, rows, held-out rows, base, template."""
+def identify(
+    settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any]], base: Base, tokens: list[str]
+) -> str:
+    """sha256 of all that decides the result: resolved settings, rows, held-out rows, base, template, new tokens."""
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in NOT_IDENTITY}
     template = data.template and data.template.fingerprint
     if settings.early_stop:
@@ -290,6 +322,7 @@ def identify(settings: TrainSettings, data: Data, valid_rows: list[dict[str, Any
         "valid": rows_sha256(valid_rows),
         "base": base_facts(base, settings),
         "template": template,
+        "tokens": tokens,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -36,6 +36,9 @@ def differences(info: dict[str, Any], prepared: Prepared) -> dict[str, str]:
     }
     if info.get("data", {}).get("sha256") != prepared.data.sha256:
         changed["rows"] = "rows"
+    new_tokens = list(prepared.new_tokens.texts) if prepared.new_tokens else []
+    if info.get("added_tokens", []) != new_tokens:
+        changed["add_tokens"] = "new tokens"
     facts, known = base_facts(prepared.base, prepared.settings), info.get("model", {})
     if any(known.get(key) != value for key, value in facts.items()):
         changed["base"] = "base"
@@ -124,6 +127,7 @@ def first_facts(prepared: Prepared) -> dict[str, Any]:
         "data": data_facts(prepared),
         "model": {"id": base.name, "location": base.location, **base_facts(base, prepared.settings)},
         "template": data.template.fingerprint if data.template else None,
+        "added_tokens": list(prepared.new_tokens.texts) if prepared.new_tokens else [],
         "device": prepared.device,
         "dtype": dtype_name(prepared.dtype),
         "plan": asdict(prepared.plan),

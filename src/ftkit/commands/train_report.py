@@ -69,7 +69,9 @@ def loss_chart(steps: Sequence[Line], held_out: Sequence[Line]) -> Html:
 def curve(steps: Sequence[Line], key: str, unit: str) -> Html:
     """One number over the steps."""
     factor = 1e-9 if key.endswith("_bytes") else 1.0
-    return line_chart({unit: [(line["step"], line[key] * factor) for line in steps if key in line]}, "step", unit)
+    return line_chart(
+        {unit: [(line["step"], line[key] * factor) for line in steps if line.get(key) is not None]}, "step", unit
+    )
 
 
 def samples(held_out: Sequence[Line]) -> list[Html]:

@@ -5,6 +5,7 @@ LoRA: W x + (alpha / r) B A x, arXiv:2106.09685, section 4.1.
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,32 +26,43 @@ from ftkit.core.targets import (
     resolve_targets,
 )
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.new_tokens import NewTokens
 from ftkit.libraries import import_bitsandbytes
 
 
-def make_trainable(model: nn.Module, settings: ModelSettings) -> nn.Module:
+def make_trainable(model: nn.Module, settings: ModelSettings, new: NewTokens | None = None) -> nn.Module:
     """The model with what the method trains set free: some or all of its weights, or a new adapter.
 
     Adapter weights are float32 whatever the base is; a new adapter changes nothing at first, but for virtual tokens. A new
-    head for classes is trained in full beside LoRA.
+    head for classes is trained in full beside all of them. new: tokens that get rows in the embeddings, which are trained too.
     """
+    if new is not None:
+        new.give_rows(model)
     if settings.technique in ADAPTERS:
-        model = attach_adapter(model, settings)
+        model = attach_adapter(model, settings, new)
     else:
         free_weights(model, settings)
     if settings.gradient_checkpointing == "on":
         checkpoint_activations(model, settings.checkpoint_every)
+        if settings.offload_activations:
+            offload_kept(model)
     return model
 
 
-def attach_adapter(model: nn.Module, settings: ModelSettings) -> nn.Module:
+def attach_adapter(model: nn.Module, settings: ModelSettings, new: NewTokens | None = None) -> nn.Module:
     """PEFT's adapter on the layers that `--targets` means; plain LoRA and frozen norms with our forward pass."""
     import_bitsandbytes()
     from peft import get_peft_model
 
     with warnings.catch_warnings():  # of layers that PEFT has no sizes of, and of what it decides by itself
         warnings.simplefilter("ignore")
-        tuned: Any = get_peft_model(model, ADAPTERS[settings.technique](model, settings))
+        config = ADAPTERS[settings.technique](model, settings)
+        if (head := class_head(model)) is not None:
+            head.widen()
+            config.task_type, config.modules_to_save = "SEQ_CLS", head.names
+        if new is not None:
+            config.trainable_token_indices = new.trained_rows(model, config.target_modules)
+        tuned: Any = get_peft_model(model, config)
     if settings.lora_init == "pissa" and not next(model.parameters()).is_meta:
         remember_start(tuned)
     speed_up_lora(tuned)
@@ -65,9 +77,6 @@ def lora_config(model: nn.Module, settings: ModelSettings) -> Any:
     targets = resolve_targets(model, settings.targets)
     ranks = resolve_ranks(model, targets, settings.rank_pattern)
     check_rank(model, targets, settings.r, ranks)
-    head = class_head(model)
-    if head is not None:
-        head.widen()
     starts_in_weights = settings.lora_init == "pissa" and not next(model.parameters()).is_meta
     return LoraConfig(
         r=settings.r,
@@ -78,8 +87,7 @@ def lora_config(model: nn.Module, settings: ModelSettings) -> Any:
         use_dora=settings.dora,
         use_rslora=settings.rslora,
         init_lora_weights="pissa" if starts_in_weights else True,
-        task_type="CAUSAL_LM" if head is None else "SEQ_CLS",
-        modules_to_save=None if head is None else head.names,
+        task_type="CAUSAL_LM",
         bias="none",
     )
 
@@ -206,6 +214,37 @@ def checkpoint_activations(model: Any, every: int = 1) -> None:
         )
     for number, block in enumerate(blocks):
         block.gradient_checkpointing = number % every == 0
+
+
+def offload_kept(model: nn.Module) -> None:
+    """What recomputed blocks keep for the backward pass, their inputs, waits for it in the computer's memory.
+
+    Blocks must be recomputed already (`checkpoint_activations`): then nothing else of them is kept.
+    """
+    for block in (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)):
+        block._gradient_checkpointing_func = partial(checkpoint_elsewhere, block._gradient_checkpointing_func)
+
+
+def checkpoint_elsewhere(checkpoint: Callable[..., Any], *inputs: Any) -> Any:
+    """A checkpointed pass of one block, whose kept tensors are moved out of the device's memory."""
+    with torch.autograd.graph.saved_tensors_hooks(to_computer, bring_back):
+        return checkpoint(*inputs)
+
+
+def to_computer(kept: Tensor) -> Callable[[], Tensor]:
+    """Copy a tensor into the computer's memory, pinned for a GPU; returns what brings it back.
+
+    Of a tensor without data only its form is kept.
+    """
+    if kept.is_meta:
+        return partial(torch.empty, kept.shape, dtype=kept.dtype, device=kept.device)
+    place = torch.empty(kept.shape, dtype=kept.dtype, pin_memory=kept.is_cuda).copy_(kept)
+    return partial(place.to, kept.device, non_blocking=True)
+
+
+def bring_back(bring: Callable[[], Tensor]) -> Tensor:
+    """The tensor where it was."""
+    return bring()
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -206,9 +206,9 @@ class Encoder:
         turns so far is not the beginning of the rendering of all (Qwen3 drops earlier thinking) trains the last
         answer only.
         """
-        require_shown(messages, tools, partial(self.render, generate=not answer))
         messages, tools, mark = self._guard(messages, tools)
         whole = self.render(messages, tools, generate=not answer)
+        require_shown(messages, tools, partial(self.render, generate=not answer), whole)
         cuts = self._turn_cuts(messages, tools, whole)
         ids: list[int] = []
         counted: list[bool] = []
@@ -240,7 +240,9 @@ class Encoder:
         """Tokens of a turn up to and with its stop token; a template that closes without one is an error."""
         specials = special_tokens(self.tokenizer)
         last = max((i for i, token in enumerate(turn) if token in specials), default=None)
-        if last is None:
+        if (
+            last is None or self.tokenizer.decode(turn[last + 1 :]).strip()
+        ):  # what stands behind it would not be trained
             raise UserError(
                 "the chat template ends answers without a stop token: the model would never stop",
                 ExitCode.DATA,
@@ -283,11 +285,12 @@ class Encoder:
         return ids
 
 
-def require_shown(messages: list[dict[str, Any]], tools: Tools, render: Callable[..., str]) -> None:
-    """A model error where the rendering leaves out a tool, a call, its arguments or its result: the model would learn
-    to answer from what it cannot see, or an empty turn in the place of a call.
+def require_shown(messages: list[dict[str, Any]], tools: Tools, render: Callable[..., str], whole: str) -> None:
+    """A model error where the rendering `whole` leaves out what somebody says, a tool, a call, its arguments or its
+    result: the model would learn to answer from what it cannot see, or an empty turn.
 
-    A word that nothing else holds is put into each of these; those that do not come out again are left out.
+    A word that nothing else holds is put into each of these; those that do not come out again are left out. Contents that
+    stand in the rendering as they are need no such word.
     """
     everything = "".join(texts_in([messages, tools]))
     word = next(word for word in map("probe{}".format, count()) if word not in everything)
@@ -306,6 +309,8 @@ def require_shown(messages: list[dict[str, Any]], tools: Tools, render: Callable
     def probed_turn(message: dict[str, Any], turn: int) -> dict[str, Any]:
         if message["role"] == "tool":
             return {**message, "content": message["content"] + probe(f"the tool's result in turn {turn}")}
+        if (content := message.get("content")) and content.strip() not in whole:
+            message = {**message, "content": content + probe(f"what the {message['role']} says in turn {turn}")}
         calls = [probed_call(call, turn) for call in message.get("tool_calls") or ()]
         return {**message, "tool_calls": calls} if calls else message
 
@@ -319,7 +324,8 @@ def require_shown(messages: list[dict[str, Any]], tools: Tools, render: Callable
     if left_out := [what for mark, what in wanted.items() if mark not in rendered]:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         hint = (
-            "use a model whose own chat template takes tools, with rows made without --template; or leave such rows out"
+            "use a model whose own chat template takes tools and plain texts, with rows made without --template;"
+            " or leave such rows out"
         )
         raise UserError(f"the chat template leaves out {left_out[0]}{more}", ExitCode.MODEL, hint=hint)
 

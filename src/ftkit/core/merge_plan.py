@@ -54,8 +54,11 @@ class Step:
 
     @property
     def result(self) -> NewTensor:
-        """The tensor that is written."""
-        return NewTensor(self.name, self.dtype, (self.replaced_by or self.place).shape)
+        """The tensor that is written; rows of new tokens lie behind the base's."""
+        rows, *width = (self.replaced_by or self.place).shape or (0,)
+        if self.rows is not None:
+            rows = max(rows, *(number + 1 for number in self.rows.numbers))
+        return NewTensor(self.name, self.dtype, (rows, *width) if self.place.shape else ())
 
 
 def plan_merge(
@@ -91,7 +94,7 @@ def plan_merge(
 
     changes = find_changes(model, layout, adapter, quantised, owner)
     for name, parameter in parameters.items():
-        if "replaced_by" not in changes.get(name, {}):
+        if not changes.get(name, {}).keys() & {"replaced_by", "rows"}:
             check_size(parameter, layout[name].shape, tuple(model.state_dict()[parameter].shape))
     pieces = joined_names(model, layout) if by_peft else {}
     for name, update in updates_by_peft(by_peft, pieces, owner):
@@ -149,7 +152,7 @@ def find_changes(
             changes.setdefault(name, {}).update(bias=pair.bias, scale=update["scale"])
     for layer, rows in adapter.rows.items():
         name = owner(f"{layer}.weight")
-        check_rows(layer, rows, shapes[name])
+        check_rows(layer, rows, shapes[name], find_layer(layer, model).get_parameter("weight").shape[0])
         changes.setdefault(name, {})["rows"] = rows
     return changes
 
@@ -252,7 +255,8 @@ def trained_vocabulary(adapter: Adapter, model: Any) -> int | None:
             rows, *width = adapter.saved[name].shape
             if rows != parameter.shape[0] and tuple(width) == tuple(parameter.shape[1:]):
                 return rows
-    return None
+    needed = max((number + 1 for rows in adapter.rows.values() for number in rows.numbers), default=0)
+    return needed if needed > model.get_input_embeddings().weight.shape[0] else None
 
 
 def check_size(parameter: str, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -263,12 +267,13 @@ def check_size(parameter: str, given: tuple[int, ...], expected: tuple[int, ...]
         raise UserError(f"{what} {list(given)}", ExitCode.MODEL, hint=hint)
 
 
-def check_rows(layer: str, rows: Rows, shape: tuple[int, ...]) -> None:
-    """Exit 4 where trained rows do not fit into their embedding."""
+def check_rows(layer: str, rows: Rows, shape: tuple[int, ...], vocabulary: int) -> None:
+    """Exit 4 where trained rows do not fit into their embedding, or leave out one between the base's and the last."""
     check_shape(f"{layer}.weight, one row", shape[1:], rows.place.shape[1:])
-    beyond = [number for number in rows.numbers if not 0 <= number < shape[0]]
+    beyond = [number for number in rows.numbers if number < 0]
+    beyond += sorted(set(range(shape[0], vocabulary)) - set(rows.numbers))
     if beyond:
-        what = f"the adapter has a row {beyond[0]} of '{layer}', which has {shape[0]} in the base"
+        what = f"the adapter has no row {beyond[0]} of '{layer}', which has {shape[0]} in the base"
         raise UserError(what, ExitCode.MODEL, hint=OTHER_BASE)
 
 

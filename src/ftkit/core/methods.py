@@ -38,3 +38,8 @@ def recipe_of(method: str, quantization: str | None) -> str:
     if quantization is None:
         return method
     return SHORT_NAMES.get((method, quantization), f"{method}/{quantization}")
+
+
+def technique_of(recipe: str) -> str:
+    """The method alone: qlora -> lora, ia3/nf4-dq -> ia3."""
+    return {short: method for (method, _), short in SHORT_NAMES.items()}.get(recipe, recipe.partition("/")[0])

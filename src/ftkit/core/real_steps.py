@@ -29,6 +29,7 @@ from ftkit.core.settings import ModelSettings
 from ftkit.core.training import train_step
 from ftkit.core.training_memory import longest_batch
 from ftkit.io.devices import DTYPES
+from ftkit.io.new_tokens import NewTokens
 
 STEPS = 2
 MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
@@ -52,6 +53,7 @@ def measure_steps(
     config: PretrainedConfig,
     quantization: BitsAndBytesConfig | None,
     device: str,
+    new: NewTokens | None = None,
 ) -> Measured:
     """Make the model on `device` (cuda, cpu) with random weights and take STEPS optimizer steps of the run's longest batch.
 
@@ -59,7 +61,7 @@ def measure_steps(
     """
 
     def work() -> None:
-        model = random_model(settings, run, config, quantization, device)
+        model = random_model(settings, run, config, quantization, device, new)
         with packed_attention(model):
             take_steps(model, settings, run, device)
 
@@ -153,6 +155,7 @@ def random_model(
     config: PretrainedConfig,
     quantization: BitsAndBytesConfig | None,
     device: str,
+    new: NewTokens | None,
 ) -> nn.Module:
     """The model that training would have, with random weights, quantised ones made as such."""
     base = build_meta_model(config, DTYPES[run.dtype], quantization=quantization)
@@ -161,7 +164,8 @@ def random_model(
         fill(module, filled, device)
     base.tie_weights()
     with torch.device(device):
-        return make_trainable(base, replace(settings, gradient_checkpointing="on" if run.checkpointing else "off"))
+        settled = replace(settings, gradient_checkpointing="on" if run.checkpointing else "off")
+        return make_trainable(base, settled, new)
 
 
 def fill(module: nn.Module, filled: dict[int, nn.Parameter], device: str) -> None:

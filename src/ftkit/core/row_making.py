@@ -17,6 +17,7 @@ from ftkit.core.row_filters import Condition, check_where, length_option, texts_
 from ftkit.core.row_ledger import Ledger
 from ftkit.core.row_plan import CARRIED, Plan, Row
 from ftkit.core.settings import PrepSettings
+from ftkit.core.sharding import Shard
 from ftkit.core.splitting import content_of, lasting_digest, quick_digest
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.nested import MISSING, look_up
@@ -105,9 +106,11 @@ class RowMaker:
     limit: "TokenLimit | None"
     settings: PrepSettings
     ledger: Ledger
+    shard: Shard | None = None
 
     def outcomes(self, items: Iterable[Record | Fault]) -> Iterator[Outcome]:
-        """What becomes of records, in order."""
+        """What becomes of records, in order; those of other shards are passed over, and not counted."""
+        items = filter(self.shard.holds, items) if self.shard else items
         if self.can_hurry and self.plan is not None and self.plan.quick is not None:
             return self.quick_outcomes(items, self.plan)
         return chain.from_iterable(map(self.outcomes_of, items))
@@ -116,6 +119,11 @@ class RowMaker:
     def digest(self) -> Callable[[bytes], bytes]:
         """What makes 16 bytes of a row's content: lasting ones where they decide its part, or meet those of other files."""
         return lasting_digest if self.settings.split or self.settings.against else quick_digest
+
+    @property
+    def is_asked_about(self) -> bool:
+        """True if anybody wants to know more of a row than its line and digest."""
+        return self.settings.stats or self.settings.stratify is not None or self.settings.dedupe == "near"
 
     @property
     def can_hurry(self) -> bool:
@@ -180,9 +188,13 @@ class RowMaker:
                 return
             if fitted.was_cut:
                 row, content = fitted.row, content_of(fitted.row)
-        about = About(place, stratum_of(self.settings.stratify, record, row, place), tokens)
+        about = self.about(record, row, place, tokens) if self.is_asked_about else None
         carried = {} if self.settings.plain else {key: row[key] for key in CARRIED if key in row}
         yield line_of(content, carried), self.digest(content), about
+
+    def about(self, record: Record, row: Row, place: str, tokens: int | None) -> About:
+        """What is asked about a row."""
+        return About(place, stratum_of(self.settings.stratify, record, row, place), tokens)
 
 
 def line_of(content: bytes, carried: Mapping[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ import re
 from torch import nn
 
 from ftkit.core.settings import ModelSettings
+from ftkit.core.targets import class_head
 from ftkit.errors import ExitCode, UserError
 
 ENDS = re.compile(r"(last|first):(\d+)")
@@ -13,7 +14,8 @@ ENDS = re.compile(r"(last|first):(\d+)")
 def free_weights(model: nn.Module, settings: ModelSettings) -> None:
     """Set free what the method trains: every weight, all biases (arXiv:2106.10199), or what --train-layers names.
 
-    --freeze takes tensors out again. A choice that leaves nothing to train is exit 4.
+    --freeze takes tensors out again. A choice that leaves nothing to train is exit 4. A head for classes is new, so it is
+    trained whatever is chosen.
     """
     names = [name for name, _ in model.named_parameters()]
     chosen = chosen_names(model, names, settings)
@@ -24,7 +26,8 @@ def free_weights(model: nn.Module, settings: ModelSettings) -> None:
             raise UserError(
                 f"--freeze {settings.freeze} leaves nothing to train", ExitCode.MODEL, hint=f"tensors: {some(names)}"
             )
-    free = set(chosen)
+    head = class_head(model)
+    free = {*chosen, *(name for name in names if head is not None and head.holds(name))}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in free)
 

@@ -5,8 +5,8 @@ environment and files. Nothing here imports a heavy library.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, TypeVar
 
 from ftkit.core.byte_sizes import byte_size
 from ftkit.core.durations import rhythm_of, seconds_of
@@ -142,6 +142,14 @@ class PrepSettings:
     ] = None
     max_field_bytes: Annotated[int, Option("Longest value accepted in a table")] = 10_000_000
     jobs: Annotated[int, Option("Processes that make the rows; the result is the same", metavar="N")] = 1
+    shard: Annotated[
+        str | None,
+        Option(
+            "Part I of N of the records, for array jobs: the parts are the whole; equal records are in one part, where "
+            "--dedupe exact finds them",
+            metavar="I/N",
+        ),
+    ] = None
     force: Annotated[bool, Option("Replace the output if it exists")] = False
     json: Annotated[bool, Option("Print the summary as one JSON object on stdout (rows then need -o)")] = False
 
@@ -193,6 +201,10 @@ class ModelSettings:
     keep_16bit: Annotated[
         str | None, Option("Layers that --quantize leaves in 16 bits, beside the output head", metavar="NAME,...")
     ] = None
+    add_tokens: Annotated[
+        str | None,
+        Option("New tokens, one a line of this file: their embeddings are trained beside LoRA", metavar="FILE"),
+    ] = None
     dora: Annotated[bool, Option("LoRA with a trained magnitude for each output (DoRA)")] = False
     rslora: Annotated[bool, Option("LoRA scaled by alpha / sqrt(r)")] = False
     lora_init: Annotated[
@@ -242,6 +254,9 @@ class ModelSettings:
         Literal["auto", "on", "off"], Option("Recompute activations in the backward pass: slower, less memory")
     ] = "auto"
     checkpoint_every: Annotated[int, Option("With --gradient-checkpointing: recompute one block of N", metavar="N")] = 1
+    offload_activations: Annotated[
+        bool, Option("With --gradient-checkpointing on: what blocks keep waits in the computer's memory (CUDA)")
+    ] = False
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], Option("Number format of the frozen weights and activations")
     ] = "auto"
@@ -302,6 +317,7 @@ class ModelSettings:
         if self.recipe not in ("lora", "qlora", "int8", "full") or self.checkpoint_every > 1:
             return False
         is_plain = not (self.dora or self.rank_pattern or self.keep_16bit or self.double_quant == "off")
+        is_plain = is_plain and self.add_tokens is None and not self.offload_activations
         return is_plain and self.optimizer in ("adamw", "adamw-8bit", "paged-adamw-8bit", "sgd")
 
     def check(self) -> None:
@@ -310,6 +326,13 @@ class ModelSettings:
         self._check_quantization()
         require(self.r >= 1, "--r", self.r, "1 or more")
         require(self.checkpoint_every >= 1, "--checkpoint-every", self.checkpoint_every, "1 or more")
+        for flag, asked in (
+            ("--offload-activations", self.offload_activations),
+            (f"--checkpoint-every {self.checkpoint_every}", self.checkpoint_every > 1),
+        ):
+            if asked and self.gradient_checkpointing != "on":
+                what = f"{flag} is about recomputed blocks, and none are recomputed"
+                raise UserError(what, ExitCode.USAGE, hint=f"--gradient-checkpointing on {flag}")
         require(self.virtual_tokens >= 1, "--virtual-tokens", self.virtual_tokens, "1 or more")
         require(0 < self.alpha < math.inf, "--alpha", self.alpha, "a number above 0")
         require(0 <= self.dropout < 1, "--dropout", self.dropout, "0 up to, but not including, 1")
@@ -339,6 +362,9 @@ class ModelSettings:
         if self.targets != "auto" and (METHODS[technique].virtual or not METHODS[technique].is_adapter):
             what = f"--targets names layers that get an adapter; {technique} has none"
             raise UserError(what, ExitCode.USAGE, hint="leave out --targets, or --method lora")
+        if self.add_tokens and technique not in ("lora", "full"):
+            what = f"--add-tokens trains rows of the embeddings beside LoRA, or with all weights; the method is {technique}"
+            raise UserError(what, ExitCode.USAGE, hint="--lora, --qlora, --load-in-8bit or --full")
         if self.lora_init == "pissa" and (self.dora or self.rank_pattern):
             other = "--dora" if self.dora else "--rank-pattern"
             what = f"--lora-init pissa and {other} contradict each other: its result is saved as LoRA of twice the rank"
@@ -370,6 +396,28 @@ class ModelSettings:
         if self.lora_init == "pissa" and kind:
             what = "--lora-init pissa takes its start out of the base's weights, which are quantised here"
             raise UserError(what, ExitCode.USAGE, hint="--lora-init loftq, or leave out the quantisation")
+
+
+Settings = TypeVar("Settings", bound=ModelSettings)
+
+
+def held_as_stored(settings: Settings, kind: str, name: str) -> Settings:
+    """The settings for a base that is quantised on disk: `kind` as `quantization` says it. Exit 2 for what contradicts it."""
+    bits, _, double = kind.partition("-")
+    if settings.quantization not in (None, kind):
+        what = f"{name} is quantised already ({kind}), and {settings.quantization} is asked for"
+        raise UserError(what, ExitCode.USAGE, hint="leave out the quantisation; --double-quant is the files' too")
+    for asked, reason in (("keep_16bit", "its files decide that"), ("init", "--init makes a new model")):
+        if getattr(settings, asked, None):
+            raise UserError(f"{name} is quantised already; {flag_of(asked)}: {reason}", ExitCode.USAGE,
+                            hint=f"leave out {flag_of(asked)}")  # fmt: skip
+    if settings.lora_init == "loftq":
+        what = f"--lora-init loftq makes up for what rounding lost, which the files of {name} do not hold"
+        raise UserError(what, ExitCode.USAGE, hint="give the 16-bit model that it was made from")
+    double_quant = "off" if bits != "int8" and not double else "on"
+    held: Settings = replace(settings, qlora=False, load_in_8bit=False, quantize=bits, double_quant=double_quant)  # type: ignore[arg-type]
+    held.check()
+    return held
 
 
 METHOD_FLAGS = ("lora", "qlora", "load_in_8bit", "full")
@@ -567,6 +615,9 @@ class TrainSettings(ModelSettings):
         if self.init and self.technique != "full" and (asked or self.technique == "layers"):
             flag = flag_of(asked[0] if asked else "train_layers" if self.train_layers else "freeze")
             raise UserError("--init trains every weight from scratch", ExitCode.USAGE, hint=f"leave out {flag}")
+        if self.init and self.add_tokens:
+            hint = "put them into the tokenizer in the folder of --init"
+            raise UserError("--add-tokens is for a trained model; --init makes a new one", ExitCode.USAGE, hint=hint)
         if self.init and self.quantization:
             hint = "leave out --quantize"
             raise UserError("--init trains every weight from scratch", ExitCode.USAGE, hint=hint)

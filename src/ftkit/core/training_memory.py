@@ -29,6 +29,7 @@ from ftkit.core.tree_attention import make_layout, tree_attention
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.class_head import CLASSES
 from ftkit.io.devices import DTYPES, NAMES
+from ftkit.io.new_tokens import NewTokens
 
 MOST_STEPS = 500
 """Optimizer steps whose batches `heaviest_batch` makes: in more of them hardly a heavier one turns up."""
@@ -42,6 +43,7 @@ def training_memory(
     *,
     device: SimulatedDevice = SimulatedDevice(),
     heaviest: Callable[[PlannedRun], Batch] | None = None,
+    new: NewTokens | None = None,
 ) -> MemoryEstimate:
     """The peak of training with these settings, evaluation of held-out rows included.
 
@@ -51,11 +53,14 @@ def training_memory(
     where the device has a capacity and the run does not fit.
     """
     with suppress(NotImplementedError, RuntimeError, TypeError, ValueError):  # those are told of the padded rows below
-        if run.pack and (packed := simulate_run(settings, run, config, quantization, device, heaviest)) is not None:
+        if (
+            run.pack
+            and (packed := simulate_run(settings, run, config, quantization, device, heaviest, new)) is not None
+        ):
             return packed
     padded = with_padded_rows(run, settings) if run.pack else run
     with cannot_simulate(settings.model, config):
-        estimate = simulate_run(settings, padded, config, quantization, device, heaviest)
+        estimate = simulate_run(settings, padded, config, quantization, device, heaviest, new)
     assert estimate is not None
     return estimate
 
@@ -85,6 +90,7 @@ def simulate_run(
     quantization: BitsAndBytesConfig | None,
     device: SimulatedDevice,
     heaviest: Callable[[PlannedRun], Batch] | None,
+    new: NewTokens | None,
 ) -> MemoryEstimate | None:
     """The estimate of a run; None if it packs rows and the model did not ask our attention for them."""
     is_asked = False
@@ -100,7 +106,7 @@ def simulate_run(
     def build() -> nn.Module:
         model = build_meta_model(config, dtype, quantization=quantization)
         with torch.device("meta"):
-            model = make_trainable(model, settings)
+            model = make_trainable(model, settings, new)
         if run.pack:
             stack.enter_context(packed_attention(model, attention))
         return model
@@ -148,6 +154,7 @@ def predict_training(
     examples: Sequence[Example],
     quantization: BitsAndBytesConfig | None,
     device: SimulatedDevice = SimulatedDevice(),
+    new: NewTokens | None = None,
 ) -> MemoryEstimate:
     """The peak of a run whose rows and plan are known, from the heaviest micro-batch that it will meet.
 
@@ -163,7 +170,7 @@ def predict_training(
         pack=plan.pack,
         checkpointing=settings.gradient_checkpointing == "on",
     )
-    return training_memory(settings, run, config, quantization, device=device,
+    return training_memory(settings, run, config, quantization, device=device, new=new,
                            heaviest=lambda run: heaviest_batch(replace(plan, pack=run.pack), examples))  # fmt: skip
 
 

@@ -131,6 +131,10 @@ def model_card(card: Card, what: str) -> str:
     lines += [f"- base: `{card.base}`", f"- method: {card.method}", f"- longest row: {card.max_length} tokens"]
     if card.template_fingerprint:
         lines.append(f"- template: `{card.template_fingerprint}` (its text is in ftkit.json)")
+    if card.added_tokens:
+        lines.append(
+            f"- new tokens: {len(card.added_tokens)}; with PEFT: `base.resize_token_embeddings({card.vocabulary})`"
+        )
     if card.labels:
         lines.append(f"- tells one of {len(card.labels)} classes: {', '.join(card.labels)}")
     if card.pattern:

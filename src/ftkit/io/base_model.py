@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*")
 NO_GGUF = "GGUF is for llama.cpp, it cannot be trained"
 INSTEAD_OF_GGUF = "give the safetensors model that it was made from"
+PACKED = ("U8", "I8")
+"""Formats in files of weights that bitsandbytes packed: their shape says nothing of the layer's."""
 SAMPLED_BYTES = 4096
 """Of every tensor, in `weights_sha256`."""
 
@@ -327,15 +329,24 @@ def load_weights(
     """
     from safetensors import SafetensorError
 
+    from ftkit.io.quantization import kind_of_stored, quantization_config, stored_quantization
+
     folder = local_files(base, weights=True)
     read_layout(folder)
+    own = config if config is not None else transformers_config(base)
+    if stored := stored_quantization(own):  # it decides, whatever is asked
+        kind_of_stored(stored, base.name)
+        quantization = quantization_config("", dtype, stored=stored)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if config is not None:
         options["config"] = config
     if quantization is not None:
         if config is not None:
-            quantization.llm_int8_skip_modules = head_of(config).names
+            quantization.llm_int8_skip_modules = [*(quantization.llm_int8_skip_modules or ()), *head_of(config).names]
         options |= {"quantization_config": quantization, "device_map": {"": device}}
+    if stored:
+        own.quantization_config = options.pop("quantization_config").to_dict()
+        options["config"] = own
     try:
         with console.quiet_libraries():
             model, found = model_class(config).from_pretrained(folder, output_loading_info=True, **options)
@@ -419,7 +430,7 @@ def check_tensors(base: Base, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """
     layout = read_layout(base.folder) if base.folder is not None else {}
     for name, place in layout.items():
-        if name in shapes and place.shape != shapes[name]:
+        if name in shapes and place.shape != shapes[name] and place.dtype not in PACKED:
             given, needed = list(place.shape), list(shapes[name])
             hint = "config.json and weights belong to different models; download both again"
             raise UserError(

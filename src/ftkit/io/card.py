@@ -23,6 +23,7 @@ class Card:
     quantized_sha256: layer name -> sha256 of its quantised weight as training saw it. kept_16bit: names of layers that
     were left out of the quantisation.
     labels: the classes of a head for them, in the order of its logits; empty where text is written.
+    added_tokens: what --add-tokens put behind the base's vocabulary; vocabulary: rows that its embeddings then had.
     system: the system message that all conversations of the training began with. generation: how answers should be made,
     as `answer_settings.RANGES` names it.
     """
@@ -45,6 +46,8 @@ class Card:
     quantized_sha256: dict[str, str] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     kept_16bit: list[str] = field(default_factory=list)
+    added_tokens: list[str] = field(default_factory=list)
+    vocabulary: int | None = None
     system: str | None = None
     generation: dict[str, int | float] = field(default_factory=dict)
 

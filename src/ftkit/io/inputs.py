@@ -138,7 +138,7 @@ def open_readable(stream: IO[bytes], name: str, options: ReadOptions) -> OpenInp
         if delimiter != "," and not given:
             notes += (f"{text.name}: columns are separated by {delimiter!r} ({DELIMITERS[delimiter]})",)
         table = Table(text, table_options(options, delimiter))
-        records, rest = table.records(), partial(pieces_of_table, table) if text.is_utf8 else None
+        records, rest = table.records(), partial(pieces_of_table, table)
     elif kind == "text":
         records = read_documents(text, options.documents or "file")
     elif kind == "json":

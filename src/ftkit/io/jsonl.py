@@ -205,8 +205,8 @@ def rows_output(path: str | None, *, force: bool = False) -> Iterator[Callable[[
 
 
 @contextmanager
-def lines_output(path: str | None, *, force: bool = False) -> Iterator[Callable[[bytes], Any]]:
-    """A function that writes a line: to a file that appears whole at the end, or to stdout as it goes."""
+def lines_output(path: str | None, *, force: bool = False) -> Iterator[Callable[[bytes | memoryview], Any]]:
+    """A function that writes a line, or some: to a file that appears whole at the end, or to stdout as it goes."""
     if path is None:
         if sys.stdout is None:
             raise UserError("stdout is closed", ExitCode.IO, hint="give the rows a file: -o FILE")

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from ftkit.errors import UserError
 from ftkit.io.tables import Fault, Record, Table
-from ftkit.io.text_input import line_ends
+from ftkit.io.text_input import blocks_of, line_ends
 
+T = TypeVar("T")
 PIECE_BYTES = 262_144
 PIECE_RECORDS = 500
 LONGEST_PIECE_BYTES = 16 * 2**20
@@ -34,12 +36,34 @@ class Pieces:
     """The records of all these pieces and what is behind them, read in one go."""
 
 
+class Held(Iterator[T]):
+    """An iterator that ends at an error, which `check` raises: what came before it is passed on first."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self.items = items
+        self.error: UserError | None = None
+
+    def __next__(self) -> T:
+        try:
+            return next(self.items)
+        except UserError as error:
+            self.error = error
+            raise StopIteration from None
+
+    def check(self) -> None:
+        """Raise the error, if one ended the iterator."""
+        if self.error is not None:
+            raise self.error
+
+
 def pieces_of_records(records: Iterator[Record | Fault]) -> Pieces:
     """For inputs that one process has to read: the others get its records."""
 
     def cut() -> Iterator[Piece]:
-        while some := list(islice(records, PIECE_RECORDS)):
+        waiting = Held(records)
+        while some := list(islice(waiting, PIECE_RECORDS)):
             yield Piece(some[0].line, some)
+        waiting.check()
 
     return Pieces(
         cut(), lambda piece: piece.content, lambda pieces: chain.from_iterable(piece.content for piece in pieces)
@@ -60,7 +84,8 @@ def pieces_of_lines(
 def cut_lines(blocks: Iterator[bytes], line: int) -> Iterator[Piece]:
     """Blocks of whole lines, put together to pieces."""
     held: list[bytes] = []
-    for block in blocks:
+    come = Held(blocks)
+    for block in come:
         held.append(block)
         if block.endswith(b"\n") and sum(map(len, held)) >= PIECE_BYTES:
             content = b"".join(held)
@@ -69,10 +94,11 @@ def cut_lines(blocks: Iterator[bytes], line: int) -> Iterator[Piece]:
             held.clear()
     if held:
         yield Piece(line, b"".join(held))
+    come.check()
 
 
 def pieces_of_table(table: Table) -> Pieces:
-    """For tables in UTF-8. A line end behind an even number of quotes ends a record, if quotes stand where they should;
+    """For tables. A line end behind an even number of quotes ends a record, if quotes stand where they should;
     where they do not, `read` finds that a piece ends inside one."""
 
     def read_on(pieces: Iterable[Piece]) -> Iterator[Record | Fault]:
@@ -82,7 +108,7 @@ def pieces_of_table(table: Table) -> Pieces:
         return table.read_piece(first.line, contents, is_piece=False)
 
     def read(piece: Piece) -> Iterator[Record | Fault]:
-        return table.read_piece(piece.line, [piece.content])
+        return table.read_piece(piece.line, blocks_of(piece.content))
 
     return Pieces(cut_table(table), read, read_on)
 
@@ -90,7 +116,7 @@ def pieces_of_table(table: Table) -> Pieces:
 def cut_table(table: Table) -> Iterator[Piece]:
     """Pieces that probably end with a record."""
     line, held, size, is_inside = table.line, list[bytes](), 0, False
-    blocks = table.rest()
+    blocks = Held(table.rest())
     for block in blocks:
         held.append(block)
         size += len(block)
@@ -106,3 +132,4 @@ def cut_table(table: Table) -> Iterator[Piece]:
             yield from (Piece(0, rest, is_whole=False) for rest in blocks)
     if held:
         yield Piece(line, b"".join(held))
+    blocks.check()

@@ -24,6 +24,10 @@ FOUR_BITS = {
     "fp4-dq": ("fp4", True),
 }
 """How a base is held -> kind of number, and whether scales are quantised too (dq)."""
+NEEDED_BY = {
+    "gptq": "transformers opens such files with optimum and gptqmodel, which were never tried here",
+    "awq": "transformers opens such files with gptqmodel, which was never tried here",
+}
 
 
 def quantization_of(method: str) -> str | None:
@@ -32,13 +36,18 @@ def quantization_of(method: str) -> str | None:
     return known if known in FOUR_BITS or known == "int8" else None
 
 
-def quantization_config(method: str, compute: torch.dtype, kept: Sequence[str] = ()) -> Any:
+def quantization_config(
+    method: str, compute: torch.dtype, kept: Sequence[str] = (), stored: dict[str, Any] | None = None
+) -> Any:
     """The bitsandbytes settings of a training method; None where the base stays as it is.
 
-    kept: names of layers that stay in 16 bits, beside the output head, which always does.
+    kept: names of layers that stay in 16 bits, beside the output head, which always does. stored: `stored_quantization` of
+    a base whose files are packed already, which then decides.
     """
     from transformers import BitsAndBytesConfig
 
+    if stored is not None:
+        return BitsAndBytesConfig.from_dict({**stored, "bnb_4bit_compute_dtype": compute})
     quantization, skipped = quantization_of(method), [*kept, *HEADS] if kept else None
     if quantization in FOUR_BITS:
         kind, double = FOUR_BITS[quantization]
@@ -52,6 +61,26 @@ def quantization_config(method: str, compute: torch.dtype, kept: Sequence[str] =
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return None
+
+
+def stored_quantization(config: Any) -> dict[str, Any] | None:
+    """What the config of a base says of weights that its files hold packed; None where they are plain numbers."""
+    stored = getattr(config, "quantization_config", None)
+    return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
+
+
+def kind_of_stored(stored: dict[str, Any], name: str) -> str:
+    """How a base's files hold it: a key of FOUR_BITS, or int8. Exit 4 for what is not packed by bitsandbytes."""
+    method = stored.get("quant_method")
+    if method == "bitsandbytes" and stored.get("load_in_8bit"):
+        return "int8"
+    kind = f"{stored.get('bnb_4bit_quant_type', 'fp4')}{'-dq' if stored.get('bnb_4bit_use_double_quant') else ''}"
+    if method == "bitsandbytes" and stored.get("load_in_4bit") and kind in FOUR_BITS:
+        return kind
+    what = f"{name}: is quantised already by {method or 'an unknown tool'}; ftkit trains on bitsandbytes' 4 and 8 bits"
+    needs = NEEDED_BY.get(str(method))
+    hint = "give the 16-bit model that it was made from, with --qlora or --load-in-8bit"
+    raise UserError(f"{what}{f' ({needs})' if needs else ''}", ExitCode.MODEL, hint=hint)
 
 
 def check_quantization(quantization: str | None) -> None:

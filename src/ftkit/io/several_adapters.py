@@ -81,7 +81,10 @@ def difference(one: Trained, other: Trained) -> str | None:
     if len(kinds) > 1:
         return f"adapters of different kinds ({' and '.join(sorted(kinds))}) cannot be held together"
     formats = {format_of(trained.card) for trained in (one, other) if trained.adapter and trained.card}
-    return f"they were trained on {' and '.join(sorted(formats))} weights" if len(formats) > 1 else None
+    if len(formats) > 1:
+        return f"they were trained on {' and '.join(sorted(formats))} weights"
+    added = [trained.card.added_tokens if trained.adapter and trained.card else [] for trained in (one, other)]
+    return None if added[0] == added[1] else "their vocabularies differ (--add-tokens)"
 
 
 def format_of(card: Card) -> str:

@@ -112,7 +112,10 @@ class Table:
         self.header = list(options.columns)
         self.raw = text.raw_blocks() if text.is_utf8 else None
         """What has not been read of a file in UTF-8."""
-        self.lines = Lines(text.blocks() if self.raw is None else map(lines_in, self.raw), options.skip_lines)
+        self.blocks = text.blocks() if self.raw is None else map(lines_in, self.raw)
+        self.lines = Lines(self.blocks, options.skip_lines)
+        self.errors = "surrogateescape" if text.is_utf8 else "surrogatepass"
+        """How pieces hold what is no text: as it stands in the file, or by the surrogate that stands for it."""
         self.reader = csv_reader(iter(self.lines), options)
 
     @property
@@ -178,13 +181,14 @@ class Table:
 
     def read_piece(self, line: int, blocks: Iterable[bytes], *, is_piece: bool = True) -> Iterator[Record | Fault]:
         """The records in a piece of the file that begins with a record, on this line; or in all that follows."""
-        lines = Lines(map(lines_in, blocks), 0, before=line - 1)
+        lines = Lines((lines_in(block, self.errors) for block in blocks), 0, before=line - 1)
         return self.read(csv_reader(iter(lines), self.options), lines, line, is_piece=is_piece)
 
     def rest(self) -> Iterator[bytes]:
-        """What comes behind the record that was read last, which begins on `line`: whole lines of UTF-8."""
-        come = "".join(self.lines.after(self.line - 1)).encode("utf-8", "surrogateescape")
-        return chain([come] if come else [], self.raw or ())
+        """What comes behind the record that was read last, which begins on `line`: whole lines, in UTF-8."""
+        come = "".join(self.lines.after(self.line - 1)).encode("utf-8", self.errors)
+        raw = self.raw or ("".join(block).encode("utf-8", self.errors) for block in self.blocks)
+        return chain([come] if come else [], raw)
 
 
 def read_table(text: TextInput, options: TableOptions) -> Iterator[Record | Fault]:

@@ -123,12 +123,22 @@ class TextInput:
 
 def line_ends(block: bytes) -> int:
     """How many lines end in UTF-8 bytes: at \\n, \\r or \\r\\n."""
-    return block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+    returns = block.count(b"\r")
+    return block.count(b"\n") + (returns and returns - block.count(b"\r\n"))
 
 
-def lines_in(block: bytes) -> list[str]:
+def blocks_of(content: bytes) -> Iterator[bytes]:
+    """Whole lines of UTF-8 as blocks that processor caches hold, where there are such."""
+    at = 0
+    while at < len(content):
+        end = content.rfind(b"\n", at, at + BLOCK_BYTES) + 1 or len(content)
+        yield content[at:end]
+        at = end
+
+
+def lines_in(block: bytes, errors: str = "surrogateescape") -> list[str]:
     """The lines in UTF-8 bytes with their ends as written; a byte that is none becomes a lone surrogate."""
-    return list(io.StringIO(block.decode("utf-8", "surrogateescape"), newline=""))
+    return list(io.StringIO(block.decode("utf-8", errors), newline=""))
 
 
 def open_text(stream: IO[bytes], name: str, encoding: str | None, head: bytes | None = None) -> TextInput:

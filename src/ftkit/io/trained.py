@@ -23,6 +23,7 @@ from ftkit.io.base_model import (
 from ftkit.io.card import Card, read_card
 from ftkit.io.class_head import ClassHead, class_names_of, classifies, pad_token_id, with_classes
 from ftkit.io.devices import DTYPES, pick_dtype
+from ftkit.io.new_tokens import add_new_tokens
 from ftkit.io.quantization import keep_plain_layout, quantization_config
 from ftkit.io.run_folder import RUNS, RunFolder, open_run
 from ftkit.io.shards import read_header
@@ -248,6 +249,9 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto", adapter_
     )
     if new_head:
         ClassHead(model).widen()
+    if trained.adapter is not None and card is not None and card.added_tokens:
+        own = load_tokenizer(trained.base, answers=not classes)
+        add_new_tokens(own, card.added_tokens, str(trained.adapter)).give_rows(model)
     if trained.adapter is not None:
         model = put_adapter(model, trained.adapter, adapter_name)
     keep_plain_layout(model)
@@ -262,7 +266,8 @@ def load_own_tokenizer(trained: Trained, config: Any) -> Any:
     """The tokenizer that was saved beside an adapter, else its base's; config: the base's."""
     adapter = trained.adapter
     folder = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else trained.base
-    return load_tokenizer(folder, config.get_text_config().vocab_size, answers=not trained.classes)
+    grown = trained.card.vocabulary if adapter and trained.card else None
+    return load_tokenizer(folder, grown or config.get_text_config().vocab_size, answers=not trained.classes)
 
 
 def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
