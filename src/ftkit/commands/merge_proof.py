@@ -82,7 +82,6 @@ class SeenWeight:
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
 class Reshaken:
     """A weight of a file whose values are moved at random, as far as rounding to its format may have moved them.
 
@@ -111,7 +110,9 @@ class Reshaken:
         """Each value by up to half the distance to its neighbour, either way."""
         part = torch.rand(values.shape, generator=numbers).sub_(0.5)
         return part.mul_(2 ** (0.5 - self.bits)).add_(1).mul_(values)
-=======
+
+
+@dataclass(frozen=True)
 class GrownWeight:
     """A base's embeddings in a larger vocabulary: what is beyond them is zero, until an adapter puts its rows there."""
 
@@ -132,7 +133,6 @@ class GrownWeight:
         """The rows of these numbers (n,)."""
         is_known = (rows < self.own.shape[0]).unsqueeze(1)
         return torch.where(is_known, self.own.pick(torch.where(is_known.squeeze(1), rows, 0)), 0.0)
->>>>>>> main
 
 
 def prove(
