@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ftkit.core.lora_forward import speed_up_lora
-from ftkit.core.norm_forward import speed_up_norms
 from ftkit.core.selective import free_weights
 from ftkit.core.settings import ModelSettings
 from ftkit.core.targets import (
@@ -50,7 +49,7 @@ def make_trainable(model: nn.Module, settings: ModelSettings, new: NewTokens | N
 
 
 def attach_adapter(model: nn.Module, settings: ModelSettings, new: NewTokens | None = None) -> nn.Module:
-    """PEFT's adapter on the layers that `--targets` means; plain LoRA and frozen norms with our forward pass."""
+    """PEFT's adapter on the layers that `--targets` means; plain LoRA with our forward pass."""
     import_bitsandbytes()
     from peft import get_peft_model
 
@@ -66,7 +65,6 @@ def attach_adapter(model: nn.Module, settings: ModelSettings, new: NewTokens | N
     if settings.lora_init == "pissa" and not next(model.parameters()).is_meta:
         remember_start(tuned)
     speed_up_lora(tuned)
-    speed_up_norms(tuned)
     return tuned  # type: ignore[no-any-return]
 
 
