@@ -99,7 +99,7 @@ def test_no_row_and_no_answer_token_goes_missing_from_the_ledger(encoder, length
 
 def test_a_row_that_trains_nothing_is_refused_with_its_place(encoder, tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.chat_template = "{% for m in messages | reverse %}{{ m.content }}{{ eos_token }}{% endfor %}"  # answers before they are asked for
+    tokenizer.chat_template = "{% for m in messages | reverse %}{{ m.content }}{{ eos_token }}{% endfor %}"
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(UserError, match=r"rows\.jsonl:7: ") as caught:
         checked_example(Encoder(tokenizer), row, "rows.jsonl:7")
