@@ -46,8 +46,11 @@ def test_help_of_a_command_lists_every_option_and_an_example(run_here, command):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_is_what_typer_itself_would_print(run_here, command):
-    assert run_here(command, "--help").stdout == run_here(command, "--quiet", "--help").stdout != ""
+def test_help_is_what_typer_itself_would_print(run_here, command, capsys):
+    cli.typer_command(*cli.COMMANDS)(args=[command, "--help"], prog_name="ftkit", standalone_mode=False)
+    assert (
+        run_here(command, "--help").stdout == run_here(command, "--quiet", "--help").stdout == capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -55,8 +58,35 @@ def test_help_loads_no_heavy_library(command):
     assert loaded_by(command, "--help") == []
 
 
-def test_help_does_not_even_load_what_reads_options():
-    assert loaded_by("train", "--help", then="assert 'pydantic' not in sys.modules\n") == []
+@pytest.mark.parametrize("command", [["train", "--help"], ["train", "--lr", "1e-4", "--print-config"]])
+def test_options_are_read_without_the_library_that_would_convert_them(command):
+    assert loaded_by(*command, then="assert 'pydantic' not in sys.modules\n") == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "error"),
+    [
+        ("--seed x", "--seed = 'x' should be a whole number"),
+        ("--min-chars 1.5", "--min-chars = '1.5' should be a whole number"),
+        ("--near x", "--near = 'x' should be a number"),
+        ("--dedupe fuzzy", "--dedupe = 'fuzzy' is not one of exact, near, none"),
+        ("--seed", "Option '--seed' requires an argument."),
+        ("--shuffle=1", "Option '--shuffle' does not take a value."),
+        ("--shufle", "No such option: --shufle (Possible options: --sample, --shuffle)"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_named(run_here, typed, error):
+    result = run_here("prep", "x.csv", *typed.split())
+    assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
+    assert result.stderr.startswith(f"ftkit: error: {error}\n  hint: "), result.stderr
+
+
+def test_numbers_flags_lists_and_what_stands_behind_two_dashes_are_read(run_here):
+    result = run_here(
+        "prep", "a.csv", "--seed", "7", "--shuffle", "--map=a=b", "--map", "c=d", "--print-config", "--", "-b"
+    )
+    for line in ('inputs = ["a.csv", "-b"]', "seed = 7", "shuffle = true", 'map = ["a=b", "c=d"]'):
+        assert f"{line}  # command line\n" in result.stdout
 
 
 def test_neither_do_the_list_of_commands_the_version_and_the_settings():

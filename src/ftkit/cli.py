@@ -27,14 +27,6 @@ from ftkit.io.settings_files import PROJECT_FILE, read_command_table
 from ftkit.libraries import keep_few_primitives
 from ftkit.stopping import stop_requests
 
-app = typer.Typer(
-    name="ftkit",
-    help="Fine-tune large language models: six commands that chain through files and pipes.",
-    epilog="ftkit --version prints the version; ftkit COMMAND --help explains a command.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich would cost a quarter of the time budget of --help
-)
 COMMON = {
     "config": (str | None, None, typer.Option(help="Settings from this .toml or .yaml file", metavar="FILE")),
     "print_config": (bool, False, typer.Option("--print-config", help="Print the settings and where each came from")),
@@ -111,16 +103,30 @@ COMMANDS: dict[str, tuple[type, Callable[..., None], str]] = {
 }
 
 
-def declare(name: str, kind: type, forward: Callable[..., None], example: str) -> None:
+def typer_command(*names: str) -> Any:
+    """What typer makes of these commands: of all of them a group, of a single one that command."""
+    app = typer.Typer(
+        name="ftkit",
+        help="Fine-tune large language models: six commands that chain through files and pipes.",
+        epilog="ftkit --version prints the version; ftkit COMMAND --help explains a command.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help: rich would cost a quarter of the time budget of --help
+    )
+    for name in names:
+        kind, _, example = COMMANDS[name]
+        declare(app, name, kind, example)
+    return typer.main.get_command(app)
+
+
+def declare(app: typer.Typer, name: str, kind: type, example: str) -> None:
     """Register a command whose options are the fields of a settings dataclass."""
 
-    def command(context: typer.Context, **given: Any) -> Callable[[], None]:
-        typed = {key for key in given if getattr(context.get_parameter_source(key), "name", None) == "COMMANDLINE"}
-        return partial(execute, name, kind, forward, {key: value for key, value in given.items() if key in typed})
+    def command() -> None:
+        """What typer reads options from; `run` calls the work."""
 
-    parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     hints, types = get_type_hints(kind, include_extras=True), field_types(kind)
-    parameters += [parameter_of(field, types[field.name], get_args(hints[field.name])[1]) for field in fields(kind)]
+    parameters = [parameter_of(field, types[field.name], get_args(hints[field.name])[1]) for field in fields(kind)]
     for key, (type_, default, option) in COMMON.items():
         parameters.append(keyword(key, Annotated[type_, option], default))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -157,7 +163,7 @@ def execute(name: str, kind: type, forward: Callable[..., None], flags: dict[str
         console.QUIET if common.get("quiet") else console.VERBOSE if common.get("verbose") else console.NORMAL
     )
     layers = [
-        Layer("command line", flags),
+        Layer("command line", flags, {key: kinds.flag_of(key) for key in flags}),
         environment_layer(kind, os.environ),
         *file_layers(name, common.get("config")),
     ]
@@ -205,32 +211,40 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Read the command line, then do what it says. typer only reads: the work is outside of its handling of errors.
-
-    `--version` and `COMMAND --help` are answered here: reading any option makes typer load pydantic, which takes as
-    long as all the rest of --help.
-    """
+    """Read the command line, then do what it says."""
     if sys.stdout is None:
         raise UserError("stdout is closed", ExitCode.IO, hint="ftkit writes its results there")
     if arguments == ["--version"]:
         sys.stdout.write(f"ftkit {__version__}\n")
-        return
-    if len(arguments) == 2 and arguments[0] in COMMANDS and arguments[1] == "--help":
-        sys.stdout.write(help_of(arguments[0]) + "\n")
-        return
+    elif arguments and arguments[0] in COMMANDS:
+        run_command(arguments[0], arguments[1:])
+    else:
+        try:
+            typer_command(*COMMANDS)(args=arguments or ["--help"], prog_name="ftkit", standalone_mode=False)
+        except SystemExit:  # typer's answer to a reader of --help that went away
+            raise BrokenPipeError from None
+
+
+def run_command(name: str, arguments: list[str]) -> None:
+    """Run a command, or print its help.
+
+    typer's parser finds the options; `resolve` makes numbers of their text, as of that in files and in the environment. To
+    convert it, typer would load pydantic, which takes as long as all else up to prep's first row.
+    """
+    command = typer_command(name)
+    context = typer.Context(command, info_name=f"ftkit {name}")
     try:
-        work = app(args=arguments or ["--help"], prog_name="ftkit", standalone_mode=False)
-    except SystemExit:  # typer's answer to a reader of --help that went away
-        raise BrokenPipeError from None
-    if callable(work):
-        work()
-
-
-def help_of(name: str) -> str:
-    """The help of a command, as typer words it."""
-    group: Any = typer.main.get_command(app)
-    command = group.commands[name]
-    return str(command.get_help(typer.Context(command, info_name=name, parent=typer.Context(group, info_name="ftkit"))))
+        given, unread, _ = command.make_parser(context).parse_args(arguments)
+    except UsageError as error:
+        error.ctx = error.ctx or context
+        raise
+    if "help" in given:
+        sys.stdout.write(str(command.get_help(context)) + "\n")
+        return
+    if unread:
+        context.fail(f"Got unexpected extra argument(s) ({' '.join(unread)})")
+    kind, forward, _ = COMMANDS[name]
+    execute(name, kind, forward, {key: value for key, value in given.items() if value is not None})
 
 
 def share_processors() -> None:
@@ -309,7 +323,3 @@ def settle_stdout() -> None:
     except (OSError, AttributeError):  # full or closed
         with suppress(OSError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-for _name, (_kind, _forward, _example) in COMMANDS.items():
-    declare(_name, _kind, _forward, _example)

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from ftkit import console
-from ftkit.commands.prep_jobs import outcomes_of_processes
 from ftkit.core.augmentation import augmenter
 from ftkit.core.columns import LOOKED_AT_ROWS, NoAnswer, refuse_data_as_header
 from ftkit.core.near_duplicates import NearDuplicates
@@ -73,6 +72,8 @@ class Preparation:
             else:
                 if opened.rest is None:
                     console.info(f"{opened.name}: one process reads it, --jobs {self.settings.jobs} make the rows")
+                from ftkit.commands.prep_jobs import outcomes_of_processes  # a tenth of the time to the first row
+
                 outcomes = outcomes_of_processes(maker, opened.pieces(), self.settings.jobs)
             yield from self.settled(outcomes, opened.name)
 

@@ -17,7 +17,7 @@ EXCLUSIVE = [set(METHOD_WORDS), {"qlora", "load_in_8bit", "full", "quantize"}]
 class Layer:
     """Values from one place; `name` says where (`x.toml`, `environment`), strongest layers come first.
 
-    places: where each value stands (`x.toml:3`, `FTKIT_R`), for the errors about it.
+    places: where each value stands (`x.toml:3`, `FTKIT_R`, `--r`), for the errors about it.
     """
 
     name: str
@@ -27,6 +27,11 @@ class Layer:
     def place(self, key: str) -> str:
         """Where a value stands, as well as it is known."""
         return self.places.get(key, self.name)
+
+    def spelled(self, key: str) -> str:
+        """A setting with its place; a flag is both."""
+        place = self.place(key)
+        return place if place == flag_of(key) else f"{place}: {key}"
 
 
 def resolve(kind: type[Settings], layers: list[Layer]) -> tuple[Settings, dict[str, str]]:
@@ -42,7 +47,7 @@ def resolve(kind: type[Settings], layers: list[Layer]) -> tuple[Settings, dict[s
         for name, value in layer.values.items():
             if name not in types_of:
                 raise unknown_key(name, layer.place(name), list(types_of))
-            checked = coerce(value, types_of[name], f"{layer.place(name)}: {name}")
+            checked = coerce(value, types_of[name], layer.spelled(name))
             rivals = set[str]().union(*(group for group in EXCLUSIVE if name in group))
             if name in known or rivals & asked_for:
                 continue
@@ -132,8 +137,14 @@ def to_bool(value: Any, where: str) -> bool:
 
 def wrong_type(value: Any, wanted: type, where: str) -> UserError:
     """The error for a value of the wrong type."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return UserError(f"{where} = {value!r} should be {names.get(wanted, wanted.__name__)}", ExitCode.USAGE)
+    names = {
+        int: ("a whole number", "16"),
+        float: ("a number", "0.1 or 2e-4"),
+        bool: ("true or false", "true"),
+        str: ("text", '"one text"'),
+    }
+    name, example = names[wanted]
+    return UserError(f"{where} = {value!r} should be {name}", ExitCode.USAGE, hint=f"for example {example}")
 
 
 def describe(settings: Any, sources: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,5 @@
 """Find a template by name or file, or the one that rows were made with by its fingerprint."""
 
-from importlib.resources import files
 from pathlib import Path
 
 from ftkit.errors import ExitCode, UserError, did_you_mean
@@ -9,7 +8,7 @@ from ftkit.io.template import Template, parse_template
 
 def shipped_folder() -> Path:
     """The shipped templates: inside the installed package, or at the top of a checkout."""
-    packaged = Path(str(files("ftkit"))) / "templates"
+    packaged = Path(__file__).parents[1] / "templates"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "templates"
 
 
