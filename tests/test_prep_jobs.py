@@ -68,6 +68,7 @@ REQUESTS = [
     ["--on-error", "skip", "--split", "a=0.5,b=0.5", "-o", "split", "--stratify", "output", "--stats"],
     ["--on-error", "skip", "--augment", "twice.py:rows", "--sample", "0.7", "--shuffle", "--plain"],
     ["--on-error", "skip", "--json", "--stats", "--against", "against.txt"],
+    ["--on-error", "skip", "--dedupe", "near", "--near", "0.5", "--augment", "twice.py:rows", "--shuffle", "--stats"],
 ]
 AUGMENT = "def rows(row): return [row, {**row, 'instruction': str(row.get('instruction')).upper()}][: len(row) - 1]\n"
 

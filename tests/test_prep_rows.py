@@ -86,6 +86,16 @@ def test_nearly_equal_rows_are_left_out_and_their_clusters_reported(prep):
     assert len(prep(stdin=jsonl(*rows)).rows) == 4
 
 
+def test_rows_that_were_made_of_one_record_are_compared_with_each_other(prep, tmp_path):
+    pytest.importorskip("datasketch")
+    (tmp_path / "more.py").write_text(
+        "def rows(row): return [row, {'text': row['text'][::-1]}, {'text': row['text'] + '!'}]\n"
+    )
+    result = prep("--dedupe", "near", "--augment", "more.py:rows", stdin=jsonl({"text": " ".join(WORDS)}))
+    assert [row["text"] for row in result.rows] == [" ".join(WORDS), " ".join(WORDS)[::-1]], result.stderr
+    assert "1 rows in + 2 made = 2 out + 0 rejected + 1 duplicates (1 of them near)" in result.stderr
+
+
 def test_without_datasketch_near_duplicates_are_refused_with_the_command_to_install_it(prep, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
     result = prep("--dedupe", "near", stdin=jsonl(*TEXTS))

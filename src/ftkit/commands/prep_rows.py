@@ -10,8 +10,8 @@ import orjson
 from ftkit import console
 from ftkit.core.augmentation import augmenter
 from ftkit.core.columns import LOOKED_AT_ROWS, NoAnswer, refuse_data_as_header
-from ftkit.core.near_duplicates import NearDuplicates
-from ftkit.core.row_filters import parse_where, texts_of
+from ftkit.core.near_duplicates import NearDuplicates, Sketcher
+from ftkit.core.row_filters import parse_where
 from ftkit.core.row_ledger import SHOWN_OF_A_KIND, Ledger
 from ftkit.core.row_making import Choosing, LeftOut, Made, Noticed, Outcome, Rejected, RowMaker
 from ftkit.core.row_plan import Beginning, Plan, Row, is_evident, make_plan
@@ -51,6 +51,7 @@ class Preparation:
         settings = self.settings
         self.marks = parse_marks(settings.turns) if settings.turns else None
         self.near = NearDuplicates(settings.near) if settings.dedupe == "near" else None
+        self.sketcher = Sketcher() if self.near else None
         self.choosing = Choosing(
             parse_where(settings.where) if settings.where else None,
             augmenter(load_function(settings.augment, "--augment"), settings.augment) if settings.augment else None,
@@ -65,7 +66,8 @@ class Preparation:
             tell(opened.notes)
             first, sample = self.read_first(opened)
             plan = self.plan(opened, sample) if sample else None  # without a record there is nothing to plan for
-            maker = RowMaker(opened.name, plan, self.choosing, self.limit, self.settings, self.ledger, self.shard)
+            asked, ledger = self.settings, self.ledger
+            maker = RowMaker(opened.name, plan, self.choosing, self.limit, asked, ledger, self.shard, self.sketcher)
             yield from self.settled(maker.outcomes(first), opened.name)
             if self.settings.jobs == 1:
                 outcomes: Iterable[Outcome | Run] = maker.outcomes(opened.records)
@@ -147,8 +149,10 @@ class Preparation:
             else:
                 if not keeps_all:
                     seen.add(outcome[1])
-                if not needs_look or self.is_new_and_shown(outcome):
+                if not needs_look:
                     yield outcome
+                elif self.is_new_and_shown(outcome):
+                    yield outcome[0], outcome[1], outcome[2] and outcome[2]._replace(sketch=None)
 
     @property
     def goes_by_row(self) -> bool:
@@ -180,8 +184,7 @@ class Preparation:
     def is_new_and_shown(self, made: Made) -> bool:
         """False, and counted, for a row that is near to an earlier one; one of the first is shown."""
         line, _, about = made
-        row = orjson.loads(line)
-        if self.near is not None and about is not None and not self.near.is_new(texts_of(row), about.place):
+        if self.near is not None and about and about.sketch and not self.near.is_new(about.sketch, about.place):
             self.ledger.duplicates += 1
             self.ledger.near_duplicates += 1
             return False
@@ -189,7 +192,7 @@ class Preparation:
             from ftkit.commands.prep_show import show_row
 
             self.shown += 1
-            show_row(self.limit.encoder, row, self.shown)
+            show_row(self.limit.encoder, orjson.loads(line), self.shown)
         return True
 
     def reject(self, rejected: Rejected, name: str) -> None:

@@ -413,8 +413,8 @@ def quick_source(source: str | Pattern, *, is_optional: bool) -> str:
     if isinstance(source, str):
         text = f"(record[{source!r}] + '')"
         return f"('' if record.get({source!r}) is None else {text})" if is_optional else text
-    pieces = [repr(text) + (f" + record[{column!r}]" if column is not None else "") for text, column in source.pieces]
-    return f"({' + '.join(pieces)})"
+    pieces = [repr(text) + (f", record[{column!r}]" if column is not None else "") for text, column in source.pieces]
+    return f"''.join(({', '.join(pieces)},))"
 
 
 def quick_condition(wanted: Wanted) -> str:

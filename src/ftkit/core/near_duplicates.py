@@ -1,45 +1,83 @@
-"""Rows that are nearly equal to an earlier one, found by MinHash."""
+"""Rows that are nearly equal to an earlier one, found by MinHash (Broder 1997, On the resemblance and containment of documents).
 
-import hashlib
+Two texts are near if the Jaccard similarity of their word triples is at least a threshold, as estimated from 128 minima.
+Making a row's sketch depends on the row alone, so any process can do it; comparing sketches is done in one place.
+"""
+
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from xxhash import xxh32_intdigest
 
 from ftkit.errors import ExitCode, UserError
 
 WORDS = re.compile(r"[^\W_]+")
 SHINGLE_WORDS = 3
 PERMUTATIONS = 128
+MINIMUM_BYTES = 4
+SKETCH_TYPE = f"<u{MINIMUM_BYTES}"
+
+
+class Sketcher:
+    """Makes the sketches of rows."""
+
+    def __init__(self) -> None:
+        self._sketch = import_datasketch().MinHash(num_perm=PERMUTATIONS, hashfunc=xxh32_intdigest)
+
+    def sketch(self, texts: Iterable[str]) -> bytes:
+        """The minima of a row's word triples under each permutation, 512 bytes."""
+        self._sketch.clear()
+        self._sketch.update_batch(list(shingles(texts)))
+        minima: bytes = self._sketch.hashvalues.astype(SKETCH_TYPE).tobytes()
+        return minima
 
 
 class NearDuplicates:
-    """Remembers the sketch of every row that was new (about 2 KB each).
-
-    Two texts are near if the Jaccard similarity of their word triples is at least the threshold, as estimated from 128
-    minima (Broder 1997, On the resemblance and containment of documents). The first row of a cluster is the one kept.
-    """
+    """Remembers the sketch of every row that was new, about 2 KB each. The first row of a cluster is the one kept."""
 
     def __init__(self, threshold: float) -> None:
-        datasketch = import_datasketch()
+        import_datasketch()
+        import numpy as np
+
         self.threshold = threshold
         self.clusters: Counter[str] = Counter()
         """Near duplicates of each row that has any, by the row's place."""
-        self._sketch = datasketch.MinHash
-        self._sketches: dict[str, Any] = {}
-        self._index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        self._numpy = np
+        self._kept: list[tuple[str, bytes]] = []
+        self._bands = [(first, last, dict[int, list[int]]()) for first, last in bands(threshold)]
 
-    def is_new(self, texts: Iterable[str], place: str) -> bool:
+    def is_new(self, sketch: bytes, place: str) -> bool:
         """False, and counted to its cluster, for a row that is near to an earlier one."""
-        sketch = self._sketch(num_perm=PERMUTATIONS, hashfunc=hash_32)
-        sketch.update_batch(list(shingles(texts)))
-        for other in sorted(self._index.query(sketch)):
-            if sketch.jaccard(self._sketches[other]) >= self.threshold:
-                self.clusters[other] += 1
+        keys = [hash(sketch[first:last]) for first, last, _ in self._bands]
+        found: set[int] = set()
+        for key, (_, _, rows) in zip(keys, self._bands, strict=True):
+            found.update(rows.get(key, ()))
+        for number in sorted(found):
+            earlier, other = self._kept[number]
+            if self.similarity(sketch, other) >= self.threshold:
+                self.clusters[earlier] += 1
                 return False
-        self._index.insert(place, sketch)
-        self._sketches[place] = sketch
+        for key, (_, _, rows) in zip(keys, self._bands, strict=True):
+            rows.setdefault(key, []).append(len(self._kept))
+        self._kept.append((place, sketch))
         return True
+
+    def similarity(self, one: bytes, other: bytes) -> float:
+        """Estimated Jaccard similarity: the share of equal minima."""
+        minima, others = (self._numpy.frombuffer(sketch, SKETCH_TYPE) for sketch in (one, other))
+        return int((minima == others).sum()) / PERMUTATIONS
+
+
+def bands(threshold: float) -> list[tuple[int, int]]:
+    """Parts of a sketch (bytes from, to) of which near rows have one in common, most likely.
+
+    How many and how long is what datasketch chooses, where rows that are found in vain and those that are missed are few.
+    """
+    index: Any = import_datasketch().MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+    size = index.r * MINIMUM_BYTES
+    return [(number * size, (number + 1) * size) for number in range(index.b)]
 
 
 def import_datasketch() -> Any:
@@ -61,8 +99,3 @@ def shingles(texts: Iterable[str]) -> Iterator[bytes]:
             words = list("".join(words))
         for at in range(max(1, len(words) - SHINGLE_WORDS + 1)):
             yield " ".join(words[at : at + SHINGLE_WORDS]).encode()
-
-
-def hash_32(data: bytes) -> int:
-    """32 bits that are the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "big")

