@@ -1,7 +1,9 @@
 """prep against the usual ways, the same rows out: python bench/prep.py [--rows 100000] [--rounds 3]
 
 `--memory 100000,1000000,5000000` instead measures the peak memory of tables of these sizes, with de-duplication and
-without, and the bytes a row that it costs.
+without, and the bytes a row that it costs. `--scaling` measures `--jobs 2` against one job and against what the machine can do:
+two preps of one job at once, each over half of the rows; plain rows first, then --work with fewer rows. `--first-row` measures
+the time from the start of the program to its first row.
 
 A CSV of products becomes alpaca rows (prompt and completion by template, rows without a description left out, equal
 rows once). Every way runs in a process of its own, interleaved; medians, peak memory and ratios are printed. Only the
@@ -13,6 +15,7 @@ import csv
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import random
 import resource
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 QUESTION = "Create a description for the following product: {product}, belonging to category: {category}"
@@ -151,15 +155,18 @@ def with_ftkit(source: str, out: str, *more: str) -> None:
         main(["prep", source, "--template", "alpaca", *maps, "-o", out, "--force", "-q", *more])
     except SystemExit as end:
         assert end.code == 0
+    for process in multiprocessing.active_children():  # those of --jobs: their time counts once they have ended
+        process.join()
 
 
-WAYS = {
+WAYS: dict[str, Callable[..., None]] = {
     "pandas": with_pandas,
     "datasets": with_datasets,
     "ftkit": with_ftkit,
-    "ftkit --dedupe none": lambda source, out: with_ftkit(source, out, "--dedupe", "none"),
-    "ftkit --jobs 2": lambda source, out: with_ftkit(source, out, "--jobs", "2"),
+    "ftkit --dedupe none": lambda source, out, *more: with_ftkit(source, out, "--dedupe", "none", *more),
+    "ftkit --jobs 2": lambda source, out, *more: with_ftkit(source, out, "--jobs", "2", *more),
 }
+"""Ways to make the rows; ftkit's take more options."""
 
 
 def fingerprint(path: Path) -> tuple[int, str]:
@@ -172,13 +179,92 @@ def fingerprint(path: Path) -> tuple[int, str]:
     return rows, digest.hexdigest()[:12]
 
 
-def measure(way: str, source: Path, out: Path) -> tuple[float, float, float]:
-    """(seconds, CPU seconds, peak MB) of one way in a process of its own, its start included."""
+def start(way: str, source: Path, out: Path, more: str = "") -> "subprocess.Popen[bytes]":
+    """One way in a process of its own; `more`: options of ftkit behind its own."""
+    command = [sys.executable, __file__, "--way", way, "--source", str(source), "--out", str(out), f"--more={more}"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+def end_of(process: "subprocess.Popen[bytes]") -> bytes:
+    """What it has printed, once it has ended well."""
+    written, said = process.communicate()
+    assert process.returncode == 0, said.decode()
+    return written
+
+
+def measure(way: str, source: Path, out: Path, more: str = "") -> tuple[float, float, float]:
+    """(seconds, CPU seconds, peak MB) of one way, its start included."""
     started = time.perf_counter()
-    command = [sys.executable, __file__, "--way", way, "--source", str(source), "--out", str(out)]
-    done = subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    cpu, peak = map(float, done.stdout.split()[-2:])
+    cpu, peak = map(float, end_of(start(way, source, out, more)).split()[-2:])
     return time.perf_counter() - started, cpu, peak
+
+
+AUGMENT = """def rows(row):
+    words = row["description"].split()
+    return [row, {**row, "description": " ".join(sorted(words * 50, key=lambda word: (len(word), word))[::50])}]
+"""
+WORK = {
+    "rows": "",
+    "--tokenizer": "--tokenizer builtin:tiny --max-tokens 512",
+    "--dedupe near": "--dedupe near",
+    "--augment": "--augment FOLDER/augment.py:rows",
+}
+"""What is asked of prep, and how `--scaling` calls it."""
+
+
+def measure_scaling(sizes: dict[str, int], rounds: int, folder: Path) -> None:
+    """Print one job, two jobs, and two preps at once over half of the rows each, for each kind of work."""
+    (folder / "augment.py").write_text(AUGMENT, encoding="utf-8")
+    whole, halves, outs = folder / "all.csv", [folder / "a.csv", folder / "b.csv"], [folder / "a.out", folder / "b.out"]
+    sys.stdout.write(f"{'work':<15}{'rows':>10}{'1 job s':>9}{'CPU':>7}{'2 jobs s':>9}{'CPU':>7}{'ratio':>7}")
+    sys.stdout.write(f"{'halves s':>9}{'ratio':>7}{'share':>7}\n")
+    for work, rows in sizes.items():
+        more = WORK[work].replace("FOLDER", str(folder))
+        make_table(whole, rows)
+        for half in halves:
+            make_table(half, rows // 2)
+        found: list[tuple[float, ...]] = []
+        for _ in range(rounds):
+            one = measure("ftkit", whole, outs[0], more)
+            two = measure("ftkit --jobs 2", whole, outs[1], more)
+            assert outs[0].read_bytes() == outs[1].read_bytes()
+            started = time.perf_counter()
+            both = [start("ftkit", half, out, more) for half, out in zip(halves, outs, strict=True)]
+            for process in both:
+                end_of(process)
+            found.append((*one[:2], *two[:2], time.perf_counter() - started))
+        one_s, one_cpu, two_s, two_cpu, halves_s = (statistics.median(column) for column in zip(*found, strict=True))
+        sys.stdout.write(f"{work:<15}{rows:>10,}{one_s:>9.2f}{one_cpu:>7.2f}{two_s:>9.2f}{two_cpu:>7.2f}")
+        sys.stdout.write(f"{one_s / two_s:>7.2f}{halves_s:>9.2f}{one_s / halves_s:>7.2f}{halves_s / two_s:>7.0%}\n")
+        sys.stdout.flush()
+
+
+def measure_first_row(rows: int, rounds: int, folder: Path) -> None:
+    """Print the seconds until a program that was started has written the first row of a table, and Python's own start.
+
+    As after an installation: Python's modules are compiled, and the files have been read before.
+    """
+    source, environment = folder / "products.csv", {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    make_table(source, rows)
+    maps = ["--map", f"instruction={QUESTION}", "--map", "output=description"]
+    prep = [sys.executable, "-m", "ftkit", "prep", str(source), "--template", "alpaca", *maps, "-q"]
+    found: dict[str, list[float]] = {"python": [], "first row": []}
+    for _ in range(rounds + 1):
+        for name, command in (("python", [sys.executable, "-c", "print()"]), ("first row", prep)):
+            started = time.perf_counter()
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            ) as process:
+                assert process.stdout is not None and process.stdout.readline()
+                found[name].append(time.perf_counter() - started)
+                process.kill()
+    for name, seconds in found.items():
+        kept = sorted(seconds[1:])
+        sys.stdout.write(
+            f"{name:<10} median {statistics.median(kept):.3f} s, least {kept[0]:.3f}, most {kept[-1]:.3f}\n"
+        )
 
 
 def measure_memory(sizes: list[int], folder: Path) -> None:
@@ -203,15 +289,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", default="pandas,datasets,ftkit,ftkit --dedupe none,ftkit --jobs 2")
     parser.add_argument("--memory", help="numbers of rows")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--work", default=",".join(WORK), help="what --scaling measures")
+    parser.add_argument("--work-rows", type=int, default=30_000, help="rows of --scaling but for the plain ones")
+    parser.add_argument("--first-row", action="store_true")
+    parser.add_argument("--more", default="")
     parser.add_argument("--way")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     if asked.way:
-        WAYS[asked.way](str(asked.source), str(asked.out))
+        WAYS[asked.way](str(asked.source), str(asked.out), *asked.more.split())
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         cpu, peak = sum(each.ru_utime + each.ru_stime for each in used), max(each.ru_maxrss for each in used)
         sys.stdout.write(f"\n{cpu:.2f} {peak / 1024:.0f}\n")
+        return
+    if asked.scaling or asked.first_row:
+        with tempfile.TemporaryDirectory() as folder:
+            if asked.first_row:
+                measure_first_row(asked.rows, asked.rounds, Path(folder))
+            if asked.scaling:
+                sizes = {work: asked.work_rows if WORK[work] else asked.rows for work in asked.work.split(",")}
+                measure_scaling(sizes, asked.rounds, Path(folder))
         return
     if asked.memory:
         with tempfile.TemporaryDirectory() as folder:
