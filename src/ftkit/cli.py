@@ -25,6 +25,7 @@ from ftkit.core.durations import seconds_of
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.settings_files import PROJECT_FILE, read_command_table
 from ftkit.libraries import keep_few_primitives
+from ftkit.quick_options import read_quickly
 from ftkit.stopping import stop_requests
 
 app = typer.Typer(
@@ -207,8 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> None:
     """Read the command line, then do what it says. typer only reads: the work is outside of its handling of errors.
 
-    `--version` and `COMMAND --help` are answered here: reading any option makes typer load pydantic, which takes as
-    long as all the rest of --help.
+    `--version` and `COMMAND --help` are answered here, as reading them makes typer load more than they need.
     """
     if sys.stdout is None:
         raise UserError("stdout is closed", ExitCode.IO, hint="ftkit writes its results there")
@@ -219,7 +219,9 @@ def run(arguments: list[str]) -> None:
         sys.stdout.write(help_of(arguments[0]) + "\n")
         return
     try:
-        work = app(args=arguments or ["--help"], prog_name="ftkit", standalone_mode=False)
+        group: Any = typer.main.get_command(app)
+        read_quickly(group)
+        work = group(args=arguments or ["--help"], prog_name="ftkit", standalone_mode=False)
     except SystemExit:  # typer's answer to a reader of --help that went away
         raise BrokenPipeError from None
     if callable(work):
