@@ -373,3 +373,30 @@ def test_only_turing_lacks_bf16_and_flash_attention():
     assert [key for key, gpu in GPUS.items() if not gpu.has_bf16] == ["t4"]
     assert [key for key, gpu in GPUS.items() if not gpu.has_flash_attention] == ["t4"]
     assert all(gpu.usable_bytes < 180 * GIB and gpu.margin_bytes >= 300 * 2**20 for gpu in GPUS.values())
+
+
+def test_the_computers_own_memory_and_the_disk_are_told(as_json, estimate, llama_7b):
+    options = ("--model", llama_7b, "--fast", "--gradient-checkpointing", "on")
+    qlora, bf16, full = (
+        as_json(*options, *more)["computer_bytes"] for more in (("--qlora",), ("--dtype", "bf16"), ("--full",))
+    )
+    assert qlora["loading"] == 2 * 32000 * 4096, "one tensor at a time"
+    assert bf16["loading"] > 2 * 6.7e9, "the config does not say the format of the files: all of it may have to be cast"
+    assert full["saving"] == 3 * 4 * 6_738_415_616 and full["needed"] > full["saving"]
+    told = estimate(*options, "--qlora").stdout
+    assert "CPU memory" in told and "2 checkpoints of" in told
+
+
+def test_weights_already_in_the_runs_format_are_not_copied(as_json, llama_7b, tmp_path):
+    config = json.loads((llama_7b / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    same, other = (
+        as_json("--model", tmp_path, "--fast", "--dtype", each)["computer_bytes"] for each in ("bf16", "fp16")
+    )
+    assert other["loading"] - same["loading"] == 2 * 6_738_415_616
+
+
+def test_paged_states_are_on_the_disk_too(as_json, llama_7b):
+    found = [as_json("--model", llama_7b, "--fast", "--optimizer", each) for each in ("adamw-8bit", "paged-adamw-8bit")]
+    assert found[0]["disk_bytes"] == found[1]["disk_bytes"]
+    assert found[1]["computer_bytes"]["waiting"] == 2 * found[1]["trained_parameters"]

@@ -184,8 +184,10 @@ NARROWEST = 24
 """Columns that a text side by side with others should have."""
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, to_stdout: bool = False) -> None:
-    """A small table; the first column is text, the others are aligned to the right."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, to_stdout: bool = False, is_text: bool = False
+) -> None:
+    """A small table; the first column is text, the others are aligned to the right, unless all of them are text."""
     if _level < NORMAL and not to_stdout:
         return
     from rich import box
@@ -194,10 +196,15 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     from rich.table import Table
 
     drawn = Table(
-        title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
+        title=escape(title) or None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        show_header=any(columns),
     )
     for place, name in enumerate(columns):
-        drawn.add_column(escape(name), justify="left" if place == 0 else "right", overflow="fold")
+        drawn.add_column(escape(name), justify="left" if place == 0 or is_text else "right", overflow="fold")
     stream = sys.stdout if to_stdout else sys.stderr
     for row in rows:
         drawn.add_row(*(escape(safe(str(cell), stream)) for cell in row))

@@ -39,6 +39,20 @@ class Model:
         return context_length(self.config)
 
     @property
+    def widths(self) -> tuple[int, int, int]:
+        """(hidden size, blocks, rows of the embeddings)."""
+        if self.sizes is not None:
+            return self.sizes.hidden, self.sizes.layers, self.sizes.vocabulary
+        text = self.config.get_text_config()
+        return text.hidden_size, text.num_hidden_layers, text.vocab_size
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """The format that config.json says the weights have: bf16, fp16, fp32; None if it says nothing."""
+        said = next((self.raw[key] for key in ("dtype", "torch_dtype") if self.raw.get(key)), None)
+        return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(str(said))
+
+    @property
     def experts(self) -> int:
         """Experts of a layer; 0 for a dense model."""
         inner = self.raw.get("text_config") or self.raw

@@ -10,17 +10,21 @@ from ftkit.commands.estimate_model import Model
 from ftkit.commands.estimate_run import Verdict, rough_error
 from ftkit.commands.estimate_search import Largest, Suggestion
 from ftkit.core.caching_allocator import GIB, MIB
+from ftkit.core.computer_memory import ComputerMemory, computer_memory, optimizer_bytes, pinned
 from ftkit.core.gpus import MEASURED_CONTEXT, Gpu
 from ftkit.core.memory_estimate import MemoryEstimate, Part
 from ftkit.core.methods import METHODS
 from ftkit.core.planned_run import PlannedRun
-from ftkit.core.settings import EstimateSettings
+from ftkit.core.settings import EstimateSettings, TrainSettings
 
 ASSUMED = (
     "the rows of a micro-batch are all as long as --max-length and all their tokens are counted: the most it can need"
 )
 BAR_CELLS = 24
-CHECKPOINT_FILES = "base in 16 bits, adapter, and each checkpoint with its optimizer"
+COMPUTER = (
+    "CPU memory: 2.5 GiB for the process with CUDA's libraries are assumed; the rest follows from how weights are loaded and"
+    " checkpoints are written. Files that are read beside it fill what is free, and give it back"
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,47 @@ class Answer:
     @property
     def disk(self) -> dict[str, int]:
         """Bytes of files: the base in 16 bits, what is trained, and a checkpoint with the optimizer's state."""
-        is_added = METHODS[self.settings.technique].is_adapter
-        trained = self.estimate.trained_parameters * (4 if is_added else item(self.plan))
-        base = 2 * (self.estimate.total_parameters - (self.estimate.trained_parameters if is_added else 0))
-        optimizer = self.estimate.parts.get(Part.OPTIMIZER, 0)
-        return {"base": base, "trained": trained, "checkpoint": trained + optimizer}
+        return {"base": 2 * self.base_parameters, "trained": self.trained_bytes,
+                "checkpoint": self.trained_bytes + self.states_bytes}  # fmt: skip
+
+    @property
+    def base_parameters(self) -> int:
+        """Elements of the base alone."""
+        added = self.estimate.trained_parameters if METHODS[self.settings.technique].is_adapter else 0
+        return self.estimate.total_parameters - added
+
+    @property
+    def trained_item(self) -> int:
+        """Bytes of a trained element."""
+        return 4 if METHODS[self.settings.technique].is_adapter else item(self.plan)
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of what is trained."""
+        return self.estimate.trained_parameters * self.trained_item
+
+    @property
+    def states_bytes(self) -> int:
+        """Of the optimizer's states."""
+        return optimizer_bytes(self.plan.optimizer, self.estimate.trained_parameters, self.trained_item)
+
+    @property
+    def computer(self) -> ComputerMemory:
+        """The computer's own memory."""
+        model, width = self.model, item(self.plan)
+        hidden, layers, vocabulary = model.widths
+        inputs = self.plan.positions * hidden * width
+        is_offloaded = self.settings.offload_activations and self.plan.checkpointing
+        return computer_memory(
+            weights=self.base_parameters * width,
+            largest=vocabulary * hidden * width,
+            is_cast=model.stored_dtype != self.plan.dtype,
+            is_quantised=self.settings.quantization is not None,
+            kept=layers * pinned(inputs) if is_offloaded else 0,
+            states=self.states_bytes,
+            trained=self.trained_bytes,
+            is_paged=self.plan.optimizer.startswith("paged"),
+        )
 
 
 def item(plan: PlannedRun) -> int:
@@ -71,7 +111,7 @@ def show(answer: Answer) -> None:
     console.table(
         "", ["at the peak", "size", "share"], part_rows(estimate.parts, estimate.allocated_bytes), to_stdout=True
     )
-    console.table("", ["", ""], facts(answer), to_stdout=True)
+    console.table("", ["", ""], facts(answer), to_stdout=True, is_text=True)
     if answer.cards:
         console.table("does it fit?", ["card", "usable", "process", "verdict"], card_rows(answer), to_stdout=True)
     if answer.suggestions:
@@ -146,9 +186,28 @@ def facts(answer: Answer) -> list[tuple[str, str]]:
             (f"largest --micro-batch at {answer.plan.tokens} tokens", str(answer.largest.micro_batch or "none")),
             ("largest --max-length at --micro-batch 1", str(answer.largest.max_length or "none")),
         ]
-    disk = answer.disk
-    found.append((f"disk ({CHECKPOINT_FILES})", ", ".join(in_gib(size) for size in disk.values())))
-    return found
+    return [*found, ("CPU memory", computer_of(answer)), ("disk", disk_of(answer))]
+
+
+def computer_of(answer: Answer) -> str:
+    """`~3.0 GiB: 2.5 GiB for the process, 0.5 GiB to load the weights`."""
+    memory = answer.computer
+    if memory.loading >= memory.waiting + memory.saving:
+        more = f"{in_gib(memory.loading)} to load the weights"
+    else:
+        waiting = f"{in_gib(memory.waiting)} of what waits outside the card, " if memory.waiting else ""
+        more = f"{waiting}{in_gib(memory.saving)} to write a checkpoint"
+    return f"~{in_gib(memory.needed)}: {in_gib(memory.process)} for the process, {more}"
+
+
+def disk_of(answer: Answer) -> str:
+    """What the files take: of the base as it is published, of the run with the checkpoints that stay."""
+    disk, kept = answer.disk, TrainSettings.keep
+    what = "adapter" if METHODS[answer.settings.technique].is_adapter else "trained weights"
+    return (
+        f"{in_gib(disk['base'])} base (in 16 bits), {in_gib(disk['trained'])} {what},"
+        f" {kept} checkpoints of {in_gib(disk['checkpoint'])}"
+    )
 
 
 def card_rows(answer: Answer) -> list[tuple[str, str, str, str]]:
@@ -197,7 +256,7 @@ def remarks(answer: Answer) -> list[str]:
         )
     if not answer.rows:
         found.append(f"assumed: {ASSUMED}")
-    return found
+    return [*found, COMPUTER]
 
 
 def compare_table(rows: list[tuple[Answer, str]]) -> None:
@@ -261,6 +320,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "context_bytes": answer.context_bytes,
         "process_bytes": estimate.reserved_bytes + answer.context_bytes,
         "disk_bytes": answer.disk,
+        "computer_bytes": asdict(answer.computer) | {"needed": answer.computer.needed},
         "data": answer.rows,
         "gpu": {"name": gpu.name, "usable_bytes": gpu.usable_bytes, **asdict(verdict)} if gpu and verdict else None,
         "cards": [

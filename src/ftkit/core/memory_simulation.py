@@ -2,7 +2,8 @@
 
 No GPU and no weights are needed: tensors on the meta device have shapes and dtypes but no data. A
 TorchDispatchMode sees each operator of forward, backward (with the recomputation of checkpointing) and each
-new storage is a malloc, its end of life a free. What a CUDA device does differently is in
+new storage is a malloc, its end of life a free. They are recorded as events (`ftkit.core.allocation_events`), which are
+then replayed. What a CUDA device does differently is in
 `ftkit.core.cuda_operators` and `ftkit.core.optimizer_memory`; the order of addresses, splits and holes in
 `ftkit.core.caching_allocator`. There is no fitted constant.
 """
@@ -24,7 +25,21 @@ from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftkit.core.adapters import count_parameters, trainable_parameters
-from ftkit.core.caching_allocator import Block, CachingAllocator
+from ftkit.core.allocation_events import (
+    ALLOCATE,
+    BLOCK,
+    ENTER,
+    FREE,
+    LOADED,
+    NUMBERED,
+    RECORDED,
+    RETAG,
+    Event,
+    Replay,
+    replay,
+    stretched,
+)
+from ftkit.core.caching_allocator import CachingAllocator
 from ftkit.core.cuda_operators import SCRATCH, STAND_INS, CudaKernels, cuda_choices
 from ftkit.core.memory_estimate import MemoryEstimate, Part, Phase
 from ftkit.core.meta_kernels import run_on_meta
@@ -40,19 +55,69 @@ class SimulatedDevice:
     expandable_segments: bool = False
 
 
+@dataclass(frozen=True)
+class Recording:
+    """The events of loading a model and of two optimizer steps, and its (trained, all) parameters."""
+
+    events: list[Event]
+    trained_parameters: int
+    total_parameters: int
+
+    def on(self, device: SimulatedDevice) -> MemoryEstimate:
+        """The peaks on a device with its capacity. OutOfMemoryError where it has one and the run does not fit."""
+        allocator = CachingAllocator(
+            capacity_bytes=device.capacity_bytes, expandable_segments=device.expandable_segments
+        )
+        return self.estimate(replay(self.events, allocator))
+
+    def estimate(self, found: Replay) -> MemoryEstimate:
+        """The answer of a replay."""
+        return MemoryEstimate(
+            trained_parameters=self.trained_parameters,
+            total_parameters=self.total_parameters,
+            loaded_bytes=found.loaded_bytes,
+            allocated_bytes=found.peak_bytes,
+            reserved_bytes=found.allocator.peak_reserved_bytes,
+            parts=found.parts,
+            phases=found.phases,
+            peak_phase=found.phase,
+            peak_module=found.module,
+            peak_operator=found.operator,
+            retries=found.allocator.retries,
+        )
+
+
 def simulate(
     build: Callable[[], nn.Module],
     step: Callable[[nn.Module], Tensor | tuple[Tensor, Any]],
     optimizer_kind: str,
     *,
     device: SimulatedDevice = SimulatedDevice(),
+    **options: Any,
+) -> MemoryEstimate:
+    """The peak memory of loading a model and of two optimizer steps. As `record`, then on the device.
+
+    Raises OutOfMemoryError where the device has a capacity and the run does not fit.
+    """
+    recording = record(build, step, optimizer_kind, kernels=device.kernels, **options)
+    assert recording is not None
+    return recording.on(device)
+
+
+def record(
+    build: Callable[[], nn.Module],
+    step: Callable[[nn.Module], Tensor | tuple[Tensor, Any]],
+    optimizer_kind: str,
+    *,
+    kernels: CudaKernels = CudaKernels(),
     micro_steps: int = 1,
     is_padded: bool = False,
     load_dtype: torch.dtype | None = None,
     keeps_into_next: bool = False,
     evaluates: bool = False,
-) -> MemoryEstimate:
-    """The peak memory of loading a model and of two optimizer steps.
+    blocks: int | None = None,
+) -> Recording | None:
+    """The events of loading a model and of two optimizer steps.
 
     build() gives the model, on meta, as training has it after the adapter was attached. step(model) runs one
     forward pass and gives the scalar loss, or the loss and whatever else the caller keeps until the optimizer
@@ -60,42 +125,35 @@ def simulate(
     gradients. is_padded: the answer to "does this batch hold padding", which decides for a mask.
     load_dtype: the dtype of the checkpoint, if the model is quantised or cast after loading. keeps_into_next: what the
     caller keeps ends only when the next forward pass has given its own. evaluates: after the steps, step(model) runs
-    once more without gradients.
+    once more without gradients. blocks: build() gives RECORDED blocks of a model that has so many; None is the answer where
+    they turn out not to be alike.
 
-    Raises OutOfMemoryError where the device has a capacity and the run does not fit; NotImplementedError or
-    RuntimeError from an operator that the meta device does not know.
+    Raises NotImplementedError or RuntimeError from an operator that the meta device does not know.
     """
     look_past_libraries()
     with quiet():
         model = build()
     model.train()
-    tracker = AllocationTracker(CachingAllocator(
-        capacity_bytes=device.capacity_bytes, expandable_segments=device.expandable_segments
-    ), is_padded=is_padded)  # fmt: skip
+    tracker = AllocationTracker(is_padded=is_padded, has_alike_blocks=blocks is not None)
     replay_loading(tracker, model, load_dtype)
-    loaded_bytes = tracker.allocator.allocated_bytes
+    tracker.note(LOADED)
     for _ in range(2):  # the handles of the main thread and of autograd's device thread
-        tracker.hold(device.kernels.workspace_bytes, Part.WORKSPACE)
+        tracker.hold(kernels.workspace_bytes, Part.WORKSPACE)
     gc.collect()  # a cycle left by the builder must not end within the simulation
-    with quiet(), cuda_choices(device.kernels), tracker.follow(model), tracker:
+    with quiet(), cuda_choices(kernels), tracker.follow(model), tracker:
         run_steps(tracker, model, step, optimizer_kind, micro_steps, keeps_into_next=keeps_into_next)
         if evaluates:
             evaluate(tracker, model, step)
     trained, total = count_parameters(model)
-    peak = tracker.peak
-    return MemoryEstimate(
-        trained_parameters=trained,
-        total_parameters=total,
-        loaded_bytes=loaded_bytes,
-        allocated_bytes=peak.allocated_bytes,
-        reserved_bytes=tracker.allocator.peak_reserved_bytes,
-        parts=peak.parts,
-        phases=dict(tracker.phase_peaks),
-        peak_phase=peak.phase,
-        peak_module=peak.module,
-        peak_operator=peak.operator,
-        retries=tracker.allocator.retries,
-    )
+    if blocks is None:
+        return Recording(tracker.events, trained, total)
+    events = stretched(tracker.events, blocks)
+    if events is None:
+        return None
+    inner = next(module for name, module in model.named_modules() if name.endswith(".layers.2"))
+    of_block = count_parameters(inner)
+    added = blocks - RECORDED
+    return Recording(events, trained + added * of_block[0], total + added * of_block[1])
 
 
 @cache
@@ -135,13 +193,20 @@ def run_steps(
         del loss, result
         tracker.enter(Phase.OPTIMIZER)
         if number == 0:
-            for size in optimizer.shared + [size for sizes in optimizer.per_tensor for size in sizes]:
+            for size in optimizer.shared:
                 tracker.hold(size, Part.OPTIMIZER)
-        tracker.scratch(optimizer.scratch)
+            for each, sizes in zip(parameters, optimizer.per_tensor, strict=True):
+                tracker.enter_block_of(each)
+                for size in sizes:
+                    tracker.hold(size, Part.OPTIMIZER)
+            tracker.leave_blocks()
+        tracker.scratch(optimizer.scratch, parameters)
         if not keeps_into_next:
             del kept
         for each in parameters if micro_steps == 1 else ():
+            tracker.enter_block_of(each)
             each.grad = None
+        tracker.leave_blocks()
     for hook in hooks:
         hook.remove()
 
@@ -150,7 +215,9 @@ def run_steps(
 def evaluate(tracker: "AllocationTracker", model: nn.Module, step: Callable[[nn.Module], Any]) -> None:
     """One pass over held-out rows between two optimizer steps: no gradients are left, none are made."""
     for each in trainable_parameters(model):
+        tracker.enter_block_of(each)
         each.grad = None
+    tracker.leave_blocks()
     model.eval()
     tracker.enter(Phase.EVALUATION)
     step(model)
@@ -158,33 +225,25 @@ def evaluate(tracker: "AllocationTracker", model: nn.Module, step: Callable[[nn.
 
 
 # ---------------------------------------------------------------- the tracker
-@dataclass
-class Peak:
-    """The instant of the highest allocated bytes so far."""
-
-    allocated_bytes: int = 0
-    parts: dict[Part, int] = field(default_factory=dict)
-    phase: Phase = Phase.LOAD
-    module: str = ""
-    operator: str = ""
-
-
 class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator; mallocs each new storage on meta and frees it when Python lets it go."""
+    """Sees every operator; notes each new storage on meta, and its end when Python lets it go.
 
-    def __init__(self, allocator: CachingAllocator, *, is_padded: bool = False) -> None:
+    has_alike_blocks: also notes which of the model's blocks an event belongs to.
+    """
+
+    def __init__(self, *, is_padded: bool = False, has_alike_blocks: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.allocator = allocator
+        self.events: list[Event] = []
         self.is_padded = is_padded
-        self.peak = Peak()
-        self.phase_peaks: dict[Phase, int] = {}
+        self.has_alike_blocks = has_alike_blocks
         self.phase = Phase.LOAD
-        self._live: dict[int, tuple[Block | None, Part]] = {}
+        self._count = 0
+        self._live: dict[int, int] = {}
         self._ends: dict[int, weakref.ref[Any]] = {}
         self._operators: dict[Any, str] = {}
-        self._bytes_by_part = dict.fromkeys(Part, 0)
         self._operator = ""
-        self._places = ModulePlaces()
+        self._places = ModulePlaces(self)
+        self._block_of: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and account for what it allocates."""
@@ -211,51 +270,90 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.scratch(SCRATCH[name](args))
         return out
 
+    def note(self, *event: Any) -> None:
+        """Add an event."""
+        self.events.append(event)
+
     def enter(self, phase: Phase) -> None:
         """Begin a phase of the step."""
+        self.leave_blocks()
         self.phase = phase
         if phase in (Phase.FORWARD, Phase.EVALUATION):
             self._places.forget()
-        self._mark()
+        self.note(ENTER, phase)
+
+    def read_blocks(self, model: nn.Module) -> None:
+        """Learn which parameters and modules belong to which block."""
+        if self.has_alike_blocks:
+            for name, each in (*model.named_modules(), *model.named_parameters()):
+                if found := NUMBERED.search(name):
+                    self._block_of[id(each)] = int(found[2])
+
+    def enter_block(self, number: int | None) -> None:
+        """What follows belongs to this block."""
+        if self.has_alike_blocks:
+            self.note(BLOCK, number)
+
+    def enter_block_of(self, each: nn.Module | nn.Parameter) -> None:
+        """What follows belongs to the block of this module or parameter, or to none."""
+        self.enter_block(self._block_of.get(id(each)))
+
+    def leave_blocks(self) -> None:
+        """What follows belongs to no block."""
+        self.enter_block(None)
 
     def track(self, tensor: Tensor, part: Part) -> None:
         """Allocate the tensor's storage, unless it is known already."""
         if tensor.device.type != "meta":
             return
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._live:
+        place = storage._cdata
+        if place in self._live:
             return
-        block = self.allocator.malloc(storage.nbytes())
-        self._live[key] = (block, part)
-        self._ends[key] = weakref.ref(storage, lambda _: self._end(key))
-        self._count(block, part, +1)
+        self._live[place] = self._allocate(storage.nbytes(), part)
+        self._ends[place] = weakref.ref(storage, lambda _: self._end(place))
 
     def retag(self, tensor: Tensor | None, part: Part) -> None:
         """Count a live storage under another part."""
-        if tensor is None or tensor.untyped_storage()._cdata not in self._live:
-            return
-        key = tensor.untyped_storage()._cdata
-        block, old = self._live[key]
-        self._live[key] = (block, part)
-        self._count(block, old, -1)
-        self._count(block, part, +1)
+        key = None if tensor is None else self._live.get(tensor.untyped_storage()._cdata)
+        if key:
+            self.note(RETAG, key, part)
 
-    def hold(self, size_bytes: int, part: Part) -> Block | None:
-        """Allocate bytes that belong to no tensor; they stay until `release`."""
-        block = self.allocator.malloc(size_bytes)
-        self._count(block, part, +1)
-        return block
+    def hold(self, size_bytes: int, part: Part) -> int:
+        """Allocate bytes that belong to no tensor; they stay until `release` of the key."""
+        return self._allocate(size_bytes, part)
 
-    def release(self, block: Block | None, part: Part) -> None:
+    def release(self, key: int) -> None:
         """Free what `hold` allocated."""
-        self._count(block, part, -1)
-        self.allocator.free(block)
+        if key:
+            self.note(FREE, key)
 
-    def scratch(self, sizes: Sequence[int]) -> None:
-        """Allocate all of these bytes at once and free them again."""
-        for block in [self.hold(size, Part.TEMPORARIES) for size in sizes]:
-            self.release(block, Part.TEMPORARIES)
+    def scratch(self, sizes: Sequence[int], parameters: Sequence[nn.Parameter] = ()) -> None:
+        """Allocate all of these bytes at once and free them again. parameters: what each is for, if there are as many."""
+        owners = parameters if len(parameters) == len(sizes) else ()
+        keys = []
+        for number, size in enumerate(sizes):
+            if owners:
+                self.enter_block_of(owners[number])
+            keys.append(self.hold(size, Part.TEMPORARIES))
+        if owners:
+            self.leave_blocks()
+        for number, key in enumerate(keys):
+            if owners:
+                self.enter_block_of(owners[number])
+            self.release(key)
+        if owners:
+            self.leave_blocks()
+
+    def _allocate(self, size_bytes: int, part: Part) -> int:
+        """The key of an allocation; 0 for no bytes, as a tensor without elements owns no memory."""
+        if size_bytes == 0:
+            return 0
+        self._count += 1
+        is_inside = self.phase not in (Phase.LOAD, Phase.OPTIMIZER)
+        module = self._places.name_now(self.phase) if is_inside else ""
+        self.events.append((ALLOCATE, self._count, size_bytes, part, module, self._operator))
+        return self._count
 
     @contextmanager
     def follow(self, model: nn.Module) -> Iterator[None]:
@@ -286,32 +384,17 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return Part.ACTIVATIONS if self._places.is_in_forward else Part.TEMPORARIES
         return Part.TEMPORARIES
 
-    def _end(self, key: int) -> None:
-        block, part = self._live.pop(key)
-        del self._ends[key]
-        self._count(block, part, -1)
-        self.allocator.free(block)
-
-    def _count(self, block: Block | None, part: Part, sign: int) -> None:
-        if block is None:
-            return
-        self._bytes_by_part[part] += sign * block.size_bytes
-        if sign > 0:
-            self._mark()
-
-    def _mark(self) -> None:
-        now = self.allocator.allocated_bytes
-        self.phase_peaks[self.phase] = max(now, self.phase_peaks.get(self.phase, 0))
-        if now > self.peak.allocated_bytes:
-            parts = {part: size for part, size in self._bytes_by_part.items() if size}
-            where = "" if self.phase in (Phase.LOAD, Phase.OPTIMIZER) else self._places.name_now(self.phase)
-            self.peak = Peak(now, parts, self.phase, where, self._operator)
+    def _end(self, place: int) -> None:
+        del self._ends[place]
+        self.release(self._live.pop(place))
 
 
 class ModulePlaces:
     """Which module runs now, also in backward: autograd's nodes carry the number of their creation in forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracker: AllocationTracker) -> None:
+        self._tracker = weakref.proxy(tracker)
+        self._blocks: dict[int, int] = {}
         self._names: dict[int, str] = {}
         self._head: int | None = None
         self._body: int | None = None
@@ -324,6 +407,9 @@ class ModulePlaces:
     def read(self, model: nn.Module) -> None:
         """Learn the modules' names, which one makes the logits, and which the hidden states in front of it."""
         self._names = {id(module): name for name, module in model.named_modules()}
+        if self._tracker.has_alike_blocks:
+            numbers = {each: NUMBERED.search(name) for each, name in self._names.items()}
+            self._blocks = {each: int(n[2]) for each, n in numbers.items() if n and self._names[each].endswith(n[0])}
         get_head, get_body = (getattr(model, name, None) for name in ("get_output_embeddings", "get_decoder"))
         self._head = id(get_head()) if get_head is not None else None
         self._body = id(get_body()) if get_body is not None else None
@@ -346,6 +432,8 @@ class ModulePlaces:
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Hook before each module's forward."""
         name = self._names.get(id(module), "")
+        if id(module) in self._blocks:
+            self._tracker.enter_block(self._blocks[id(module)])
         self._stack.append(name)
         self._note(name)
         if id(module) == self._head:
@@ -360,6 +448,15 @@ class ModulePlaces:
             self._open_bodies += 1
             hidden.register_hook(self._close_body)  # type: ignore[no-untyped-call]
         self._note(self._stack[-1] if self._stack else "")
+        if id(module) in self._blocks and self._tracker.phase is not Phase.BACKWARD:
+            self._end_block(self._blocks[id(module)], out[0] if isinstance(out, tuple) else out)
+
+    def _end_block(self, number: int, out: Tensor) -> None:
+        """A block has run forward; its backward pass begins where the gradient of what it gave is known."""
+        if number == RECORDED - 1:
+            self._tracker.leave_blocks()
+        if out.requires_grad:
+            out.register_hook(lambda _: self._tracker.enter_block(number))  # type: ignore[no-untyped-call]
 
     def name_now(self, phase: Phase) -> str:
         """The innermost module that runs, or that made the autograd node that runs."""
@@ -386,9 +483,11 @@ def replay_loading(tracker: AllocationTracker, model: nn.Module, load_dtype: tor
     A quantised weight is on the device in the checkpoint's dtype while it is quantised. A frozen weight that
     is float32 although the checkpoint is 16-bit was cast after loading: its first copy ends last.
     """
+    tracker.read_blocks(model)
     itemsize = load_dtype.itemsize if load_dtype is not None else 0
-    cast: list[tuple[nn.Parameter, Block | None]] = []
+    cast: list[tuple[nn.Parameter, int]] = []
     for module in model.modules():
+        tracker.enter_block_of(module)
         for parameter in module._parameters.values():
             if parameter is None or parameter.requires_grad:
                 continue
@@ -398,11 +497,16 @@ def replay_loading(tracker: AllocationTracker, model: nn.Module, load_dtype: tor
                 cast.append((parameter, tracker.hold(parameter.numel() * itemsize, Part.FROZEN)))
             else:
                 tracker.track(parameter, Part.FROZEN)
+    tracker.leave_blocks()
     for parameter, first_copy in cast:
+        tracker.enter_block_of(parameter)
         tracker.track(parameter, Part.FROZEN)
-        tracker.release(first_copy, Part.FROZEN)
+        tracker.release(first_copy)
+    tracker.leave_blocks()
     for parameter in model.parameters():
+        tracker.enter_block_of(parameter)
         tracker.track(parameter, Part.TRAINED if parameter.requires_grad else Part.FROZEN)
+    tracker.leave_blocks()
     for buffer in model.buffers():
         tracker.track(buffer, Part.FROZEN)
 
@@ -419,7 +523,7 @@ def load_quantised(tracker: AllocationTracker, parameter: Any, itemsize: int) ->
     tracker.track(parameter, Part.FROZEN)
     for constant in quantisation_constants(parameter):
         tracker.track(constant, Part.QUANTISATION)
-    tracker.release(copy, Part.FROZEN)
+    tracker.release(copy)
 
 
 def quantisation_constants(parameter: Any) -> list[Tensor]:

@@ -62,8 +62,10 @@ def optimizer_memory(kind: str, parameters: Sequence[Tensor]) -> OptimizerMemory
     means, is_8bit, is_paged = BITSANDBYTES[kind]
     if not is_8bit:
         sizes = [4 * each.numel() for each in parameters]
-        in_pool = [size for size in sizes if not is_paged or size < 4 * SMALLEST_PAGED]
-        return OptimizerMemory([], [[size] * means for size in in_pool], [])
+        is_outside = [is_paged and size >= 4 * SMALLEST_PAGED for size in sizes]
+        return OptimizerMemory(
+            [], [[] if out else [size] * means for size, out in zip(sizes, is_outside, strict=True)], []
+        )
     per_tensor = [eight_bit_state(each.numel(), means, is_paged=is_paged) for each in parameters]
     has_codes = any(each.numel() >= SMALLEST_8BIT for each in parameters)
     return OptimizerMemory([CODE_BOOK_BYTES] * means if has_codes else [], per_tensor, [])

@@ -1,5 +1,6 @@
 """The memory of `ftkit train`: its own model, adapter, batches and loss, simulated on the meta device."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from ftkit.core.adapters import make_trainable
+from ftkit.core.allocation_events import RECORDED
 from ftkit.core.batching import Batch, global_batches
 from ftkit.core.classes import class_loss
 from ftkit.core.cuda_operators import HOPPER_WORKSPACE, CudaKernels
@@ -18,8 +20,9 @@ from ftkit.core.encoding import Example
 from ftkit.core.gpus import Gpu
 from ftkit.core.loss import summed_loss
 from ftkit.core.memory_estimate import MemoryEstimate
-from ftkit.core.memory_simulation import SimulatedDevice, quiet, simulate
+from ftkit.core.memory_simulation import Recording, SimulatedDevice, quiet, record
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.model_sizes import FAMILIES
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.packing import Segment
 from ftkit.core.plan import Plan
@@ -31,6 +34,8 @@ from ftkit.io.class_head import CLASSES
 from ftkit.io.devices import DTYPES, NAMES
 from ftkit.io.new_tokens import NewTokens
 
+EVEN_METHODS = ("lora", "full", "ia3", "ln", "bitfit")
+"""Methods that train every block in the same way, and nothing whose size depends on how many there are."""
 MOST_STEPS = 500
 """Optimizer steps whose batches `heaviest_batch` makes: in more of them hardly a heavier one turns up."""
 
@@ -93,8 +98,29 @@ def simulate_run(
     new: NewTokens | None,
 ) -> MemoryEstimate | None:
     """The estimate of a run; None if it packs rows and the model did not ask our attention for them."""
-    is_asked = False
     batch = (heaviest or longest_batch)(run)
+    blocks = alike_blocks(config, settings)
+    if blocks is not None:
+        short = shortened(config)
+        recording, is_asked = record_run(settings, run, short, quantization, device, batch, new, blocks)
+    if blocks is None or recording is None:
+        recording, is_asked = record_run(settings, run, config, quantization, device, batch, new, None)
+    assert recording is not None
+    return recording.on(device) if is_asked or not run.pack else None
+
+
+def record_run(
+    settings: ModelSettings,
+    run: PlannedRun,
+    config: PretrainedConfig,
+    quantization: BitsAndBytesConfig | None,
+    device: SimulatedDevice,
+    batch: Batch,
+    new: NewTokens | None,
+    blocks: int | None,
+) -> tuple[Recording | None, bool]:
+    """The events of a run, as `record`, and whether the model asked our attention. blocks: that config is short of."""
+    is_asked = False
     dtype = DTYPES[run.dtype]
     settings = replace(settings, gradient_checkpointing="on" if run.checkpointing else "off")
 
@@ -117,10 +143,37 @@ def simulate_run(
 
     loaded = dtype if quantization is not None else None
     with quiet(), ExitStack() as stack:
-        found = simulate(
-            build, step, run.optimizer, device=device, micro_steps=run.micro_steps, load_dtype=loaded, evaluates=True
-        )
-    return found if is_asked or not run.pack else None
+        recording = record(
+            build, step, run.optimizer, kernels=device.kernels, micro_steps=run.micro_steps, load_dtype=loaded,
+            evaluates=True, blocks=blocks,
+        )  # fmt: skip
+    return recording, is_asked
+
+
+def alike_blocks(config: PretrainedConfig, settings: ModelSettings) -> int | None:
+    """How many blocks a model has, if all of them are the same and trained in the same way; None otherwise.
+
+    Only for architectures whose code is known to treat no block in its own way, and where no option names single blocks.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config.model_type not in FAMILIES or len(kinds) > 1 or config.num_hidden_layers <= RECORDED + 2:
+        return None
+    if settings.technique not in EVEN_METHODS or settings.checkpoint_every > 1 or settings.freeze:
+        return None
+    if settings.quantization == "int8":  # bitsandbytes leaves tensors to Python's collector of cycles
+        return None
+    named = f"{settings.targets} {settings.rank_pattern or ''} {settings.keep_16bit or ''}"
+    if any(each.isdigit() for each in re.sub(r"=\d+", "", named)):
+        return None
+    return int(config.num_hidden_layers)
+
+
+def shortened(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the same model with RECORDED blocks."""
+    values = config.to_dict() | {"num_hidden_layers": RECORDED}
+    if values.get("layer_types"):
+        values["layer_types"] = values["layer_types"][:RECORDED]
+    return type(config).from_dict(values)
 
 
 def longest_batch(run: PlannedRun) -> Batch:
