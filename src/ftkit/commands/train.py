@@ -24,6 +24,7 @@ from ftkit.core.encoding import Encoder, Example
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.settings import TrainSettings
+from ftkit.core.varlen_attention import is_used_on
 from ftkit.io.adapter_folder import copy_trained, restore_adapter, save_adapter, save_model
 from ftkit.io.base_model import Base, config_sha256, load_weights, new_weights, weights_reader, weights_sha256
 from ftkit.io.card import Card
@@ -128,10 +129,14 @@ def check_space(prepared: Prepared, folder: RunFolder) -> None:
 
 def settle_packing(prepared: Prepared, model: nn.Module, start: Checkpoint | None) -> Prepared:
     """Padded batches, said, where the model does not honour packs. A run that is gone on with keeps what it found."""
-    if not prepared.plan.pack or (start is not None and start.values["pack"]):
+    if not prepared.plan.pack:
+        return prepared
+    if start is not None and start.values["pack"]:
+        if is_used_on(prepared.device):  # how the card attends to packs: the run may have begun on another
+            packing_fault(model, prepared.examples, prepared.device, console.info)
         return prepared
     known = start.values["packing_fault"] if start is not None else None
-    fault = known or packing_fault(model, prepared.examples, prepared.device)
+    fault = known or packing_fault(model, prepared.examples, prepared.device, console.info)
     if fault is None:
         return prepared
     console.info(f"rows are padded, not packed: {type(prepared.config).__name__.removesuffix('Config')}: {fault}")
