@@ -147,7 +147,7 @@ def kernel_difference(call: Call, layout: Layout, device: str) -> float:
         varlen_attention(q, k, v, layout.spans, call.scaling, call.window),
         segment_attention(q, k, v, layout, call.scaling, 0.0, call.window, None),
     ):
-        results.append([out, *torch.autograd.grad(out, (q, k, v), upstream.detach().transpose(1, 2))])
+        results.append([out.detach(), *torch.autograd.grad(out, (q, k, v), upstream.detach().transpose(1, 2))])
     pairs = [(ours.double(), theirs.double()) for ours, theirs in zip(*results, strict=True)]
     return max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
 
