@@ -2,7 +2,7 @@
 
     python bench/gpu_plain.py MODEL ROWS.jsonl --steps 20 --batch 8 --micro 2 --length 2048 [--qlora]
 
-Prints one line of JSON: seconds of the loop, the losses of its first and last step.
+Prints one line of JSON: seconds of the loop and of each step, the losses of the first and last step, the allocator's peak.
 """
 
 import argparse
@@ -28,10 +28,10 @@ def main() -> None:
     ids, labels = read_rows(asked.rows, asked.model, asked.length)
     model = load(asked.model, device, qlora=asked.qlora)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-4, weight_decay=0.0)
-    losses = []
+    losses, steps = [], []
     started = time.perf_counter()
     for step in range(asked.steps):
-        total = 0.0
+        began, total = time.perf_counter(), 0.0
         for at in range(0, asked.batch, asked.micro):
             some = [(step * asked.batch + at + i) % len(ids) for i in range(asked.micro)]
             with torch.autocast(device, dtype=torch.bfloat16):
@@ -41,9 +41,20 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
         losses.append(total)
+        steps.append(time.perf_counter() - began)
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "first_loss": losses[0], "last_loss": losses[-1]}))
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    facts = {
+        "seconds": seconds,
+        "step_seconds": steps,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "peak_bytes": peak,
+    }
+    print(json.dumps(facts))
 
 
 def read_rows(path: Path, model: Path, length: int) -> tuple[torch.Tensor, torch.Tensor]:

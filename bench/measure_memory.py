@@ -1,8 +1,11 @@
 """Measure the memory of real training steps over a grid: python bench/measure_memory.py [--small] [-o FILE.csv]
 
 One command for a machine with a CUDA GPU: every line of GRID is run in a process of its own as
-`ftkit estimate-memory --measure --json`, with random weights of the model's sizes, so that nothing is downloaded. The
-file has the columns of tests/published/measured.csv: `python bench/score_memory.py FILE.csv` scores it anywhere, without
+`ftkit estimate-memory --measure --json`, with random weights of the model's sizes, so that nothing is downloaded. Cheap
+runs come first, each is in the file as soon as it is over, and none goes on beyond --minutes. Every line says what was
+predicted, what was measured and how far they are apart.
+
+The file has the columns of tests/published/measured.csv: `python bench/score_memory.py FILE.csv` scores it anywhere, without
 a GPU. What the card is too small for is said and left out. Without a GPU, --small runs models of half a gigabyte on the
 CPU, where the growth of the process is measured. `notes` holds the options of each run, as they were typed.
 """
@@ -15,9 +18,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import date
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 PUBLISHED = Path(__file__).parents[1] / "tests" / "published"
 COLUMNS = (
@@ -25,27 +31,28 @@ COLUMNS = (
     *("attention", "n_gpus", "strategy", "measured_gib", "gpu", "source", "metric", "framework", "versions"),
     *("quality", "notes"),
 )
+MODELS = ("HuggingFaceTB/SmolLM2-1.7B", "meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B")
+OPTIONS = (
+    "--lora --gradient-checkpointing on",
+    "--lora --gradient-checkpointing off --micro-batch 1",
+    "--qlora --gradient-checkpointing on",
+    "--qlora --gradient-checkpointing on --max-length 4096",
+    "--qlora --gradient-checkpointing off --micro-batch 1 --targets q_proj,v_proj --r 64",
+    "--load-in-8bit --gradient-checkpointing on",
+    "--lora --gradient-checkpointing on --pack off --micro-batch 4 --dropout 0.05",
+    "--full --dtype bf16 --gradient-checkpointing on --optimizer adamw-8bit",
+    "--full --dtype bf16 --gradient-checkpointing on --optimizer paged-adamw-8bit",
+)
 GRID = [
-    (model, options)
-    for model in ("HuggingFaceTB/SmolLM2-1.7B", "meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B")
-    for options in (
-        "--lora --gradient-checkpointing on",
-        "--lora --gradient-checkpointing off --micro-batch 1",
-        "--qlora --gradient-checkpointing on",
-        "--qlora --gradient-checkpointing on --max-length 4096",
-        "--qlora --gradient-checkpointing off --micro-batch 1 --targets q_proj,v_proj --r 64",
-        "--load-in-8bit --gradient-checkpointing on",
-        "--lora --gradient-checkpointing on --pack off --micro-batch 4 --dropout 0.05",
-        "--full --dtype bf16 --gradient-checkpointing on --optimizer adamw-8bit",
-        "--full --dtype bf16 --gradient-checkpointing on --optimizer paged-adamw-8bit",
-    )
-] + [
-    ("HuggingFaceTB/SmolLM2-1.7B", "--full --gradient-checkpointing on"),
-    ("HuggingFaceTB/SmolLM2-1.7B", "--full --gradient-checkpointing off --micro-batch 1 --batch 1"),
-    ("HuggingFaceTB/SmolLM2-360M", "--full --dtype bf16 --gradient-checkpointing off --optimizer sgd"),
     ("HuggingFaceTB/SmolLM2-135M", "--lora --dtype fp32 --gradient-checkpointing off"),
+    ("HuggingFaceTB/SmolLM2-360M", "--full --dtype bf16 --gradient-checkpointing off --optimizer sgd"),
     ("Qwen/Qwen2.5-1.5B-Instruct", "--qlora --gradient-checkpointing on --micro-batch 8 --max-length 1024"),
+    *((MODELS[0], options) for options in OPTIONS),
+    (MODELS[0], "--full --gradient-checkpointing on"),
+    (MODELS[0], "--full --gradient-checkpointing off --micro-batch 1 --batch 1"),
+    *((model, options) for model in MODELS[1:] for options in OPTIONS),
 ]
+"""Cheap runs first."""
 SMALL = [
     ("HuggingFaceTB/SmolLM2-135M", f"{options} --max-length 256 --batch 4 --micro-batch 2 --dtype {dtype}")
     for dtype in ("bf16", "fp32")
@@ -58,6 +65,8 @@ SMALL = [
         "--full --gradient-checkpointing off --optimizer adamw-8bit --pack off",
     )
 ]
+SHORTEST = 15.0
+"""Seconds within which no run ends."""
 METRICS = {
     "allocated_bytes": "max_memory_allocated",
     "reserved_bytes": "max_memory_reserved",
@@ -65,15 +74,38 @@ METRICS = {
 }
 
 
-def measure(folder: Path, options: str) -> dict[str, Any] | None:
-    """One run in a process of its own; None where it is too large, or fails, which is said."""
+def measure(folder: Path, options: str, seconds: float) -> dict[str, Any] | None:
+    """One run in a process of its own; None where it is too large, fails, or takes longer than `seconds`, which is said."""
     command = [sys.executable, "-m", "ftkit", "estimate-memory", "--measure", "--json", "-q", "--model", str(folder)]
-    done = subprocess.run([*command, *shlex.split(options)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(
+            [*command, *shlex.split(options)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        say(f"{folder.name} {options}: cut off, the time is over")
+        return None
     if done.returncode != 0:
-        sys.stderr.write(f"left out (exit {done.returncode}): {(done.stderr.strip().splitlines() or ['?'])[0]}\n")
+        why = (done.stderr.strip().splitlines() or ["?"])[0]
+        say(f"{folder.name} {options}: left out (exit {done.returncode}): {why}")
         return None
     report: dict[str, Any] = json.loads(done.stdout)
     return report
+
+
+def say(text: str) -> None:
+    """A line on stderr, at once."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def told(model: str, options: str, report: dict[str, Any]) -> str:
+    """What was predicted and measured, in GiB, and the error of the prediction."""
+    found = [
+        f"{METRICS[key]} {measured / 2**30:.3f} GiB, predicted {predicted / 2**30:.3f} ({predicted / measured - 1:+.1%})"
+        for key in METRICS
+        if (measured := report["measured"].get(key)) and (predicted := report["predicted"].get(key))
+    ]
+    return f"{model} {options}: {'; '.join(found)}"
 
 
 def rows_of(model: str, options: str, report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -118,7 +150,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="models of half a gigabyte, for a CPU")
     parser.add_argument("-o", "--output", type=Path, default=Path("measured.csv"), metavar="FILE.csv")
+    parser.add_argument("--minutes", type=float, default=14, help="no run goes on beyond them")
     arguments = parser.parse_args()
+    deadline = time.monotonic() + 60 * arguments.minutes
+    if not (arguments.small or torch.cuda.is_available()):
+        sys.exit("measure_memory.py: there is no CUDA card here; --small measures what a CPU can")
     configs = json.loads((PUBLISHED / "configs.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as scratch, arguments.output.open("w", newline="", encoding="utf-8") as file:
         write_rows(file, [])
@@ -126,11 +162,15 @@ def main() -> None:
             folder = Path(scratch) / model.split("/")[-1]
             folder.mkdir(exist_ok=True)
             (folder / "config.json").write_text(json.dumps(configs[model]), encoding="utf-8")
-            report = measure(folder, options)
+            left = deadline - time.monotonic()
+            if left < SHORTEST:
+                say(f"{model} {options}: not run, the time is nearly over")
+                continue
+            report = measure(folder, options, left)
             if report is not None:
                 write_rows(file, rows_of(model, options, report))
                 file.flush()
-                sys.stderr.write(f"{model} {options}: {report['measured']} predicted {report['predicted']}\n")
+                say(told(model, options, report))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ftkit.core.cuda_operators import (
     flash_backward_scratch,
     gemm_4bit,
     softmax_backward_scratch,
+    varlen_backward_scratch,
 )
 
 
@@ -35,6 +36,15 @@ def meta(*shape, dtype=torch.bfloat16):
 def test_flash_attentions_backward_pass(shape, key_heads, sizes):
     q, k = meta(*shape), meta(shape[0], key_heads, *shape[2:])
     assert flash_backward_scratch([q, q, k]) == sizes
+
+
+@pytest.mark.parametrize(
+    ("key_heads", "more"), [(4, []), (2, [70 * 4 * 64 * 2, 70 * 4 * 64 * 2])], ids=["each its own", "grouped"]
+)
+def test_flash_attentions_backward_pass_over_sequences_one_after_another(key_heads, more):
+    q, k, starts = meta(50, 4, 64), meta(70, key_heads, 64), meta(4, dtype=torch.int32)  # three sequences
+    rows = 50 + 3 * 128
+    assert varlen_backward_scratch([q, q, k, k, q, q, starts]) == [4 * rows * 4, rows * 4 * 64 * 4, *more]
 
 
 def test_memory_efficient_attentions_backward_pass():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from ftkit.core.cuda_operators import CPU
+from ftkit.core import tree_attention, varlen_attention
+from ftkit.core.cuda_operators import CPU, CudaKernels
 from ftkit.core.encoding import Example
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.plan import Plan
@@ -34,7 +35,7 @@ def test_the_heaviest_batch_is_that_of_the_longest_rows():
 
 def test_steps_are_cut_where_their_rows_do_not_fit_one_pass():
     rows = [row(40, number) for number in range(8)]
-    assert steps_are_cut(plan(), rows) and not steps_are_cut(plan(micro_tokens=1000), rows)
+    assert steps_are_cut(plan(), rows) and not steps_are_cut(plan(micro_tokens=1000, share_prefix=True), rows)
 
 
 def test_shared_starts_make_a_batch_lighter():
@@ -54,6 +55,41 @@ def test_rows_as_long_as_allowed_are_predicted_as_without_rows(pack):
     assumed = training_memory(settings, plan_run(settings, None, None), CONFIG, None, device=SimulatedDevice(CPU))
     assert known.allocated_bytes == assumed.allocated_bytes
     assert known.trained_parameters == assumed.trained_parameters
+
+
+@pytest.mark.parametrize(
+    ("kernels", "in_one"), [(CudaKernels(), True), (CudaKernels(has_flash=False), False), (CPU, False)]
+)
+def test_a_pack_is_attended_to_as_train_will_on_the_card(kernels, in_one, monkeypatch):
+    calls = []
+    attention = tree_attention.varlen_attention
+    monkeypatch.setattr(tree_attention, "varlen_attention", lambda *i, **o: calls.append(i[3]) or attention(*i, **o))
+    settings = TrainSettings(batch=4, max_length=60, gradient_checkpointing="off")
+    rows = [Example([*range(30), number, *range(30, 50)], [True] * 51) for number in range(60, 64)]
+    predict_training(
+        settings,
+        CONFIG,
+        torch.bfloat16,
+        plan(micro_tokens=1000, share_prefix=True),
+        rows,
+        None,
+        SimulatedDevice(kernels),
+    )
+    assert len(calls) == (6 if in_one else 0)  # two layers, in two steps and an evaluation
+    assert all(spans.places.numel() == 30 + 4 * 50 and spans.places.is_meta for spans in calls)
+
+
+def test_one_call_needs_less_memory_than_a_loop_that_joins_its_pieces(monkeypatch):
+    settings = TrainSettings(batch=4, max_length=60, gradient_checkpointing="off")
+    rows = [Example([*range(30), number, *range(30, 50)], [True] * 51) for number in range(60, 64)]
+    peaks = []
+    for width in (varlen_attention.WIDEST_HEAD, 0):
+        monkeypatch.setattr(varlen_attention, "WIDEST_HEAD", width)
+        found = predict_training(
+            settings, CONFIG, torch.bfloat16, plan(micro_tokens=1000, share_prefix=True), rows, None
+        )
+        peaks.append(found.allocated_bytes)
+    assert peaks[0] < peaks[1]
 
 
 def test_the_prediction_asks_nothing_of_the_rows_but_their_lengths():

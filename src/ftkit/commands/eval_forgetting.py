@@ -51,7 +51,7 @@ def read_general_text(name: str) -> GeneralText:
 
 def packs(loaded: Loaded, examples: list[Example]) -> bool:
     """Whether rows can be packed for this model."""
-    return packing_fault(loaded.model, examples, loaded.device) is None
+    return packing_fault(loaded.model, examples, loaded.device, console.info) is None
 
 
 def forgetting_of_adapter(general: GeneralText, loaded: Loaded, seed: int) -> Forgetting:

@@ -182,7 +182,7 @@ def score(work: Work, model: Any, task: Task, identity: Sequence[Any], name: str
     if task.encoder.classes:
         rows = score_classes(model, task)
         return Scored(name, task, rows, [rows])
-    packed = packing_fault(model, task.examples, work.device) is None
+    packed = packing_fault(model, task.examples, work.device, console.info) is None
     rows = score_likelihoods(model, task, packed=packed)
     facts = [__version__, *identity, str(model.dtype), work.device]
     if task.classes:

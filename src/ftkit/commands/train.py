@@ -21,9 +21,11 @@ from ftkit.commands.train_tokens import keep
 from ftkit.core.adapters import count_parameters, make_trainable, start_from_rounding, target_names
 from ftkit.core.answer_settings import RANGES, as_theirs
 from ftkit.core.encoding import Encoder, Example
+from ftkit.core.liger_kernels import is_installed, use_liger
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.settings import TrainSettings
+from ftkit.core.varlen_attention import is_used_on
 from ftkit.io.adapter_folder import copy_trained, restore_adapter, save_adapter, save_model
 from ftkit.io.base_model import Base, config_sha256, load_weights, new_weights, weights_reader, weights_sha256
 from ftkit.io.card import Card
@@ -63,8 +65,10 @@ def run(settings: TrainSettings, stop: StopRequest, chat: Mapping[str, Any]) -> 
             keep(prepared.encoded, folder)
             stop.check()
             model = load(prepared, start)
+            prepared = take_liger(prepared, model)
             prepared = settle_packing(prepared, model, start)
             info["plan"] = asdict(prepared.plan)
+            info |= {"liger": asdict(prepared.liger)} if prepared.liger else {}
             show_plan(prepared, model)
             card = make_card(prepared, model, chat)
             say_system(card, chat)
@@ -126,12 +130,26 @@ def check_space(prepared: Prepared, folder: RunFolder) -> None:
     require_disk(folder.path, room, f"{checkpoints} checkpoints take", hint=hint)
 
 
+def take_liger(prepared: Prepared, model: nn.Module) -> Prepared:
+    """Liger's kernels on a CUDA card where they are installed; where they give other numbers, said, none."""
+    if prepared.device != "cuda" or not is_installed():
+        return prepared
+    found = use_liger(model, prepared.examples, prepared.device)
+    if found.fault is not None:
+        console.info(f"Liger kernels are installed and not used: {found.fault}")
+    return replace(prepared, liger=found)
+
+
 def settle_packing(prepared: Prepared, model: nn.Module, start: Checkpoint | None) -> Prepared:
     """Padded batches, said, where the model does not honour packs. A run that is gone on with keeps what it found."""
-    if not prepared.plan.pack or (start is not None and start.values["pack"]):
+    if not prepared.plan.pack:
+        return prepared
+    if start is not None and start.values["pack"]:
+        if is_used_on(prepared.device):  # how the card attends to packs: the run may have begun on another
+            packing_fault(model, prepared.examples, prepared.device, console.info)
         return prepared
     known = start.values["packing_fault"] if start is not None else None
-    fault = known or packing_fault(model, prepared.examples, prepared.device)
+    fault = known or packing_fault(model, prepared.examples, prepared.device, console.info)
     if fault is None:
         return prepared
     console.info(f"rows are padded, not packed: {type(prepared.config).__name__.removesuffix('Config')}: {fault}")
@@ -160,6 +178,7 @@ def show_plan(prepared: Prepared, model: nn.Module) -> None:
     console.info(
         f"method: {what}, {dtype_name(prepared.dtype)} on {prepared.device};"
         f" trains {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
+        + (f"; {prepared.liger}" if prepared.liger else "")
     )
     if targets := target_names(model):
         console.info(f"targets: {', '.join(targets)}")

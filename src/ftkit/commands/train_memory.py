@@ -78,6 +78,7 @@ def compare(prepared: Prepared, estimate: MemoryEstimate | None, info: dict[str,
         return
     measured = info["measured_peak_bytes"]
     if abs(measured - estimate.allocated_bytes) > SURPRISE * measured:
+        without = ", without Liger kernels" if prepared.liger else ""
         console.warn(
-            f"the peak was {measured / GIB:.2f} GiB of tensors, {estimate.allocated_bytes / GIB:.2f} GiB were foretold"
+            f"the peak was {measured / GIB:.2f} GiB of tensors, {estimate.allocated_bytes / GIB:.2f} GiB were foretold{without}"
         )

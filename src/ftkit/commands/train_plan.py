@@ -26,6 +26,7 @@ from ftkit.core.adapters import make_trainable, target_names, trainable_paramete
 from ftkit.core.batching import auto_micro_batch, auto_micro_tokens, steps_per_epoch
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import Ledger
+from ftkit.core.liger_kernels import LigerUse
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.methods import METHODS
 from ftkit.core.optimizer_memory import optimizer_memory
@@ -88,6 +89,8 @@ class Prepared:
     """Those of --add-tokens, which the encoder's tokenizer has already."""
     packing_fault: str | None = None
     """Why rows are padded though packs were asked for."""
+    liger: LigerUse | None = None
+    """What Liger's kernels do in the loaded model, where they are installed on a CUDA card."""
 
     @property
     def ledger(self) -> Ledger:

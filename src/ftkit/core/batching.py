@@ -16,6 +16,7 @@ from ftkit.core.batch_sizes import steps_per_epoch as steps_per_epoch
 from ftkit.core.encoding import Example
 from ftkit.core.packing import Pack, make_packs
 from ftkit.core.tree_attention import Layout, make_layout
+from ftkit.core.varlen_attention import moved_to
 
 PAD_ID = 0
 """Any id will do: rows are padded on the right, causal attention never looks there, pads are never counted."""
@@ -59,11 +60,13 @@ class Batch:
 
     def to(self, device: str) -> "Batch":
         """The same batch on a device; copies do not wait for the GPU."""
+        layout = self.layout and self.layout.on(device)
         if self.input_ids.device.type == device:
-            return self
+            return self if layout is self.layout else replace(self, layout=layout)
         names = ("input_ids", "counted", "labels", "position_ids", "weights")
         tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        moved: dict[str, Any] = {name: moved_to(tensor, device) for name, tensor in tensors.items()}
+        return replace(self, layout=layout, **moved)
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:

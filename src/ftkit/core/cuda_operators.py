@@ -79,10 +79,25 @@ def efficient_backward_scratch(args: Sequence[Any]) -> list[int]:
     return scratch
 
 
+def varlen_backward_scratch(args: Sequence[Any]) -> list[int]:
+    """As `flash_backward_scratch`, for sequences one after another: 128 rows more for each of the N sequences.
+
+    args: gradient, q (T, H, D), k (S, Hkv, D), v, out, logsumexp, starts (N + 1), ... Source: flash_api.cpp, mha_varlen_bwd.
+    """
+    q, k, starts = args[1], args[2], args[6]
+    tokens, h, d = q.shape
+    rows, width = tokens + 128 * (starts.shape[0] - 1), round_up(d, 32 if d <= 128 else 64)
+    scratch = [h * rows * 4, rows * h * width * 4]
+    if k.shape[1] != h:
+        scratch += [k.shape[0] * h * d * q.element_size()] * 2
+    return scratch
+
+
 SCRATCH: dict[str, Callable[[Sequence[Any]], list[int]]] = {
     "aten._softmax_backward_data.default": softmax_backward_scratch,
     "aten._scaled_dot_product_flash_attention_backward.default": flash_backward_scratch,
     "aten._scaled_dot_product_efficient_attention_backward.default": efficient_backward_scratch,
+    "torch_attn._varlen_attn_backward.default": varlen_backward_scratch,
 }
 
 

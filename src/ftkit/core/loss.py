@@ -83,14 +83,19 @@ def selecting(head: nn.Module, counted: Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch], device: str) -> tuple[float, int]:
-    """(nats per counted token, counted tokens) over batches, in evaluation mode; the mode is set back afterwards."""
+    """(nats per counted token, counted tokens) over batches, in evaluation mode; the mode is set back afterwards.
+
+    Losses are asked for at the end: a GPU works on the next batch while this one's is prepared.
+    """
     was_training = model.training
     model.eval()
-    nats, tokens = 0.0, 0
+    losses: list[Tensor] = []
+    tokens = 0
     try:
         for batch in batches:
-            nats += float(summed_loss(model, batch.to(device)))
+            losses.append(summed_loss(model, batch.to(device)))
             tokens += batch.counted.numel()
+        nats = sum(torch.stack(losses).tolist())
     finally:  # where memory runs out it is tried again, and a stop is saved: the mode must not stay behind
         model.train(was_training)
     return nats / tokens, tokens

@@ -146,7 +146,7 @@ def random_batch(run: PlannedRun, model: Any, device: str) -> Batch:
     places = None
     if batch.layout is not None:
         places = torch.arange(run.tokens - 1, device=device).repeat(run.rows)[None, :]
-    return replace(batch, input_ids=ids, counted=counted, labels=labels, position_ids=places)
+    return replace(batch, input_ids=ids, counted=counted, labels=labels, position_ids=places).to(device)
 
 
 def random_model(

@@ -29,6 +29,7 @@ from ftkit.core.plan import Plan
 from ftkit.core.planned_run import PlannedRun, with_padded_rows
 from ftkit.core.settings import ModelSettings
 from ftkit.core.tree_attention import make_layout, tree_attention
+from ftkit.core.varlen_attention import make_spans
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.class_head import CLASSES
 from ftkit.io.devices import DTYPES, NAMES
@@ -123,6 +124,10 @@ def record_run(
     is_asked = False
     dtype = DTYPES[run.dtype]
     settings = replace(settings, gradient_checkpointing="on" if run.checkpointing else "off")
+    if batch.layout is not None and device.kernels.has_flash:
+        batch = replace(
+            batch, layout=replace(batch.layout, spans=make_spans(batch.layout.lengths, batch.layout.ancestors))
+        )
 
     def attention(*inputs: Any, **options: Any) -> tuple[Tensor, None]:
         nonlocal is_asked
@@ -193,10 +198,12 @@ def on_meta(batch: Batch) -> Batch:
     ids, counted, labels = (
         torch.empty_like(each, device="meta") for each in (batch.input_ids, batch.counted, batch.labels)
     )
-    places = batch.position_ids
+    places, layout = batch.position_ids, batch.layout
     if places is not None:
         places = torch.empty_like(places, device="meta")
-    return Batch(ids, counted, labels, batch.tokens, places, batch.layout)
+    if layout is not None and layout.spans is not None:
+        layout = replace(layout, spans=layout.spans.to("meta"))
+    return Batch(ids, counted, labels, batch.tokens, places, layout)
 
 
 def predict_training(

@@ -4,7 +4,7 @@ Legend: H query heads, G key/value heads, T tokens of the pack, L of a segment, 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,16 +14,27 @@ from torch import Tensor, nn
 
 from ftkit.core.block_attention import block_attention
 from ftkit.core.packing import Segment
+from ftkit.core.varlen_attention import Spans, fits_kernel, is_used_on, make_spans, varlen_attention
 
 SHORT_PAIRS = 2**18
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Segment lengths of a pack, in order, and for each the segments above it, from the root down."""
+    """Segment lengths of a pack, in order, and for each the segments above it, from the root down.
+
+    spans: the same as FlashAttention's kernel reads it, on a device that runs it.
+    """
 
     lengths: tuple[int, ...]
     ancestors: tuple[tuple[int, ...], ...]
+    spans: Spans | None = field(default=None, compare=False, repr=False)
+
+    def on(self, device: str) -> "Layout":
+        """The same for a device: with spans where packs are attended to in one call there."""
+        if self.spans is not None or not is_used_on(device):
+            return self
+        return replace(self, spans=make_spans(self.lengths, self.ancestors).to(device))
 
 
 def make_layout(segments: list[Segment]) -> Layout:
@@ -50,20 +61,34 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """query (1, H, T, d), key and value (1, G, T, d) -> (1, T, H, d), as transformers' attention interface wants it.
 
-    Without a layout, rows (B, H, T, d) that are padded on the right, each causal.
-
-    Works on pieces (`split`, so that their gradients are joined once), segment by segment: work grows with the pairs
-    that are really attended, not with T squared.
+    Without a layout, rows (B, H, T, d) that are padded on the right, each causal. Work grows with the pairs that are
+    really attended, not with T squared.
     """
     if layout is None:
         return attend(query, key, value, scaling, dropout, sliding_window, softcap).transpose(1, 2), None
+    if layout.spans is not None and fits_kernel(query, value, dropout, softcap):
+        return varlen_attention(query, key, value, layout.spans, scaling, sliding_window), None
+    return segment_attention(query, key, value, layout, scaling, dropout, sliding_window, softcap), None
+
+
+def segment_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """The same segment by segment -> (1, T, H, d); on pieces (`split`), so that their gradients are joined once."""
     queries, keys, values = (torch.split(tensor, list(layout.lengths), dim=2) for tensor in (query, key, value))
     outputs = []
     for number, above in enumerate(layout.ancestors):
         k = torch.cat([*(keys[i] for i in above), keys[number]], dim=2) if above else keys[number]
         v = torch.cat([*(values[i] for i in above), values[number]], dim=2) if above else values[number]
-        outputs.append(attend(queries[number], k, v, scaling, dropout, sliding_window, softcap))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+        outputs.append(attend(queries[number], k, v, scaling, dropout, window, softcap))
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def attend(
