@@ -47,7 +47,9 @@ def nf4_model(architecture, dtype=torch.float32):
     model = build_model(architecture, dtype)
     for name, layer in list(model.named_modules()):
         if type(layer) is torch.nn.Linear and name != "lm_head":
-            packed = Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, quant_type="nf4")
+            packed = Linear4bit(
+                layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
+            )
             packed.load_state_dict(layer.state_dict())
             packed.support_avx512bf16_for_cpu = False
             model.set_submodule(name, packed.to("cpu"))
