@@ -24,7 +24,7 @@ from ftkit.core.configuration import Layer, describe, environment_layer, field_t
 from ftkit.core.durations import seconds_of
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.settings_files import PROJECT_FILE, read_command_table
-from ftkit.libraries import keep_few_primitives
+from ftkit.libraries import import_transformers, keep_few_primitives
 from ftkit.stopping import stop_requests
 
 COMMON = {
@@ -58,6 +58,7 @@ def run_train(settings: kinds.TrainSettings, chat: dict[str, Any]) -> None:
     keep_few_primitives()
     hint = "the same command goes on from the last checkpoint, or begins again where there is none"
     with stop_requests(seconds_of(settings.time_limit or ""), hint=hint) as stop:
+        import_transformers()
         from ftkit.commands import train
 
         train.run(settings, stop, chat)
@@ -68,6 +69,7 @@ def run_eval(settings: kinds.EvalSettings) -> None:
     kept = f"answers so far are in {settings.cache}: the same command goes on from there"
     hint = kept if settings.cache else "with --cache FILE the same command would go on where it was"
     with stop_requests(hint=hint):
+        import_transformers()
         from ftkit.commands import eval as command
 
         command.run(settings)
@@ -84,6 +86,7 @@ def run_chat(settings: kinds.ChatSettings) -> None:
     """Forward to the command, which may be ended anywhere; Ctrl-C is for the person at the terminal."""
     hint = "what was typed is in the history, what was answered stays; /save keeps a conversation"
     with stop_requests(hint=hint, signals=(signal.SIGTERM, signal.SIGHUP)):
+        import_transformers()
         from ftkit.commands import chat
 
         chat.run(settings)

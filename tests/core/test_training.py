@@ -35,9 +35,26 @@ def ragged_examples(count=20, vocabulary=64):
     return [Example(ids, [False] * 4 + [True] * (len(ids) - 4)) for ids in rows]
 
 
-def lora(dtype=torch.float32, **options):
+def lora(dtype=torch.float32, base=build_model, **options):
     torch.manual_seed(42)
-    return make_trainable(build_model("llama", dtype), TrainSettings(r=4, **options))
+    return make_trainable(base("llama", dtype), TrainSettings(r=4, **options))
+
+
+def nf4_model(architecture, dtype=torch.float32):
+    """The model with its layers' weights packed by bitsandbytes, the output head as it was."""
+    from bitsandbytes.nn import Linear4bit
+
+    model = build_model(architecture, dtype)
+    for name, layer in list(model.named_modules()):
+        if type(layer) is torch.nn.Linear and name != "lm_head":
+            packed = Linear4bit(
+                layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
+            )
+            packed.load_state_dict(layer.state_dict())
+            packed.support_avx512bf16_for_cpu = False
+            model.set_submodule(name, packed.to("cpu"))
+    model.is_loaded_in_4bit = True
+    return model.requires_grad_(False)
 
 
 def losses_of(model, plan, examples=None, objective=summed_loss):
@@ -63,7 +80,7 @@ def one_step(rows_at_once):
     return len(batches), loss, norm, [old - p.detach() for old, p in zip(before, model.parameters(), strict=True)]
 
 
-@pytest.mark.parametrize(("rows_at_once", "passes"), [(1, 8), (2, 4), (3, 3)])
+@pytest.mark.parametrize(("rows_at_once", "passes"), [(1, 8), (2, 4), (4, 2), (3, 3)])
 def test_accumulating_small_batches_equals_one_large_batch(rows_at_once, passes):
     once, loss, norm, gradients = one_step(8)
     count, loss_of_many, norm_of_many, gradients_of_many = one_step(rows_at_once)
@@ -181,11 +198,11 @@ def test_the_zero_adapter_has_the_loss_of_the_base_at_the_first_step():
     assert losses_of(lora(), PLAN, examples)[0] == pytest.approx(base, rel=1e-6)
 
 
-def reference_losses(examples):
+def reference_losses(examples, base=build_model):
     """PLAN by transformers' loss, PEFT's own idea of all-linear and torch's AdamW, in one padded pass a step."""
     torch.manual_seed(42)
     model = get_peft_model(
-        build_model("llama"), LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        base("llama"), LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     )
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.0)
     model.train()
@@ -212,10 +229,11 @@ def reference_losses(examples):
     return losses
 
 
+@pytest.mark.parametrize("base", [build_model, nf4_model], ids=["lora", "qlora"])
 @pytest.mark.parametrize("plan", [PLAN, PACKED], ids=["padded", "packed"])
-def test_five_steps_are_those_of_plain_transformers_and_peft(plan):
-    losses = losses_of(lora(), plan)
-    assert losses == pytest.approx(reference_losses(ragged_examples()), rel=1e-5)
+def test_five_steps_are_those_of_plain_transformers_and_peft(plan, base):
+    losses = losses_of(lora(base=base), plan)
+    assert losses == pytest.approx(reference_losses(ragged_examples(), base), rel=1e-5)
     assert losses[-1] < losses[0]
 
 

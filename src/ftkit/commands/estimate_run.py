@@ -15,7 +15,7 @@ from ftkit.core.planned_run import PlannedRun, plan_run
 from ftkit.core.settings import EstimateSettings
 from ftkit.core.several_gpus import Sharing
 from ftkit.errors import ExitCode, UserError
-from ftkit.libraries import import_bitsandbytes
+from ftkit.libraries import import_bitsandbytes, import_transformers
 
 CLEAR = 0.1
 """By so much of a card's memory must the closed form miss its limit for its verdict to stand without a simulation."""
@@ -103,6 +103,7 @@ class Estimates:
         """Load the libraries and run the step on the meta device."""
         from ftkit import console
 
+        import_transformers()
         import_bitsandbytes()
         from ftkit.commands.estimate_simulation import simulate_ftkit, simulate_hf
 
