@@ -300,9 +300,9 @@ def test_prep_keeps_the_weights_of_rows(prep, tmp_path):
 
 # ---------------------------------------------------------------- methods
 METHODS = {
-    "lora": ["--lora", "--lr", 5e-3],
-    "qlora": ["--qlora", "--lr", 5e-3],
-    "int8": ["--load-in-8bit", "--lr", 5e-3],
+    "lora": ["--lora", "--lr", 5e-3, "--r", 8],
+    "qlora": ["--qlora", "--lr", 5e-3, "--r", 8],
+    "int8": ["--load-in-8bit", "--lr", 5e-3, "--r", 8],
     "full": ["--full", "--lr", 3e-3],
 }
 
@@ -310,7 +310,7 @@ METHODS = {
 @pytest.mark.parametrize("method", list(METHODS))
 def test_each_method_learns_on_a_real_model(method, trained, shared):
     base = shared / "models" / "stories260k"
-    folder, info = trained("train.jsonl", "--model", base, *METHODS[method], "--steps", 25, "--batch", 4, "--r", 8)
+    folder, info = trained("train.jsonl", "--model", base, *METHODS[method], "--steps", 25, "--batch", 4)
     losses = [line["loss"] for line in jsonl(folder / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 25 and sum(losses[-5:]) < 0.4 * sum(losses[:5])
     assert info["valid_loss"] < 0.5 * info["valid_loss_before"]

@@ -5,12 +5,13 @@ environment and files. Nothing here imports a heavy library.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, TypeVar
 
 from ftkit.core.byte_sizes import byte_size
 from ftkit.core.durations import rhythm_of, seconds_of
-from ftkit.core.methods import METHODS, OF_LORA, recipe_of
+from ftkit.core.methods import METHODS, recipe_of, why_unused
 from ftkit.errors import ExitCode, UserError
 
 
@@ -320,8 +321,36 @@ class ModelSettings:
         is_plain = is_plain and self.add_tokens is None and not self.offload_activations
         return is_plain and self.optimizer in ("adamw", "adamw-8bit", "paged-adamw-8bit", "sgd")
 
+    def unused(self, given: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """Of the options that were given, those that change nothing beside the others: what is wrong, what would work.
+
+        A switch that is off and a value that is absent ask for nothing.
+        """
+        method, told = self.technique, None
+        if getattr(self, "init", None):
+            method, told = "full", "--init trains every weight"
+        elif method == "layers" and not self.train_layers:
+            told = "the method is --freeze"
+        found = {}
+        for name in (name for name in given if not (getattr(self, name) is None or getattr(self, name) is False)):
+            why = why_unused(name, method, told) or self._unused_quantization(name)
+            if why is not None:
+                found[name] = why
+        return found
+
+    def _unused_quantization(self, name: str) -> tuple[str, str] | None:
+        kind = self.quantization
+        if name == "double_quant" and kind in (None, "int8"):
+            return "is about 4-bit bases", "--qlora --double-quant off, or --quantize fp4 --double-quant off"
+        if name == "keep_16bit" and kind is None:
+            return "leaves layers out of a quantisation that was not asked for", "--qlora --keep-16bit NAME"
+        return None
+
     def check(self) -> None:
         """Raise a usage error for a value out of range or options that contradict each other."""
+        others = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        for name, (what, hint) in self.unused(others).items():
+            raise UserError(f"{flag_of(name)} {what}", ExitCode.USAGE, hint=hint)
         self._check_method()
         self._check_quantization()
         require(self.r >= 1, "--r", self.r, "1 or more")
@@ -350,21 +379,6 @@ class ModelSettings:
             )
 
     def _check_method(self) -> None:
-        technique, is_of_lora = self.technique, [name for name in OF_LORA if getattr(self, name, None) not in DEFAULTS]
-        if technique != "lora" and is_of_lora:
-            what = f"{flag_of(is_of_lora[0])} is an option of LoRA, the method is {technique}"
-            raise UserError(what, ExitCode.USAGE, hint=f"leave it out, or --method lora {flag_of(is_of_lora[0])}")
-        if self.freeze and METHODS[technique].is_adapter:
-            what = f"--freeze is for methods that train weights; {technique} leaves all of them frozen"
-            raise UserError(
-                what, ExitCode.USAGE, hint="leave out --freeze, or the method: then all other weights are trained"
-            )
-        if self.targets != "auto" and (METHODS[technique].virtual or not METHODS[technique].is_adapter):
-            what = f"--targets names layers that get an adapter; {technique} has none"
-            raise UserError(what, ExitCode.USAGE, hint="leave out --targets, or --method lora")
-        if self.add_tokens and technique not in ("lora", "full"):
-            what = f"--add-tokens trains rows of the embeddings beside LoRA, or with all weights; the method is {technique}"
-            raise UserError(what, ExitCode.USAGE, hint="--lora, --qlora, --load-in-8bit or --full")
         if self.lora_init == "pissa" and (self.dora or self.rank_pattern):
             other = "--dora" if self.dora else "--rank-pattern"
             what = f"--lora-init pissa and {other} contradict each other: its result is saved as LoRA of twice the rank"
@@ -376,14 +390,6 @@ class ModelSettings:
         if kind and not METHODS[technique].is_adapter:
             what = f"{technique} trains the weights themselves, which a base of {4 if has_4_bits else 8} bits does not have"
             raise UserError(what, ExitCode.USAGE, hint="leave out the quantisation, or --method lora")
-        if self.double_quant == "off" and not has_4_bits:
-            what = "--double-quant is about 4-bit bases"
-            raise UserError(
-                what, ExitCode.USAGE, hint="--qlora --double-quant off, or --quantize fp4 --double-quant off"
-            )
-        if self.keep_16bit and kind is None:
-            what = "--keep-16bit leaves layers out of a quantisation that was not asked for"
-            raise UserError(what, ExitCode.USAGE, hint="--qlora --keep-16bit NAME")
         if self.lora_init == "loftq" and not has_4_bits:
             what = "--lora-init loftq makes up for the rounding of 4 bits"
             raise UserError(what, ExitCode.USAGE, hint="--qlora --lora-init loftq")
@@ -423,10 +429,6 @@ def held_as_stored(settings: Settings, kind: str, name: str) -> Settings:
 METHOD_FLAGS = ("lora", "qlora", "load_in_8bit", "full")
 METHOD_WORDS = (*METHOD_FLAGS, "method")
 """Options that each ask for a method."""
-DEFAULTS = (None, False, "zero")
-"""Values of LoRA's options that ask for nothing."""
-
-
 ESTIMATE_RIVALS = [
     *(("gpu", other) for other in ("fit", "measure")),
     *(("fast", other) for other in ("measure", "data")),
@@ -621,10 +623,8 @@ class TrainSettings(ModelSettings):
         if self.init and self.quantization:
             hint = "leave out --quantize"
             raise UserError("--init trains every weight from scratch", ExitCode.USAGE, hint=hint)
-        if self.save != "auto" and (METHODS[self.technique].is_adapter or self.init):
-            what = "--save is about weights of the base that are trained; " + (
-                "--init makes all of them" if self.init else f"{self.technique} adds its own"
-            )
+        if self.init and self.save != "auto":
+            what = "--save is about weights of the base that are trained; --init makes all of them"
             raise UserError(what, ExitCode.USAGE, hint="leave it out")
 
     @property
