@@ -57,12 +57,12 @@ WAYS = {
 }
 ON_BASE = {
     "none": [name for name in WAYS if name != "LoftQ"],
-    "nf4, dq": ["LoRA", "LoftQ", "DoRA", "IA3", "norms", "prompt, 20", "prefix, 20"],
+    "nf4, dq": ["LoRA", "LoftQ", "DoRA", "IA3", "norms", "prompt, 20"],
     "fp4": ["LoRA"],
-    "int8": ["LoRA", "DoRA", "IA3", "norms", "prompt, 20"],
+    "int8": ["LoRA", "DoRA", "IA3"],
 }
 OF_CLASSES = {
-    "none": ["LoRA", "DoRA", "IA3", "norms", "BitFit", "last two blocks", "all but embeddings", "full", "prompt, 20"],
+    "none": ["LoRA", "IA3", "norms", "BitFit", "last two blocks", "full", "prompt, 20"],
     "nf4, dq": ["LoRA"],
     "int8": ["LoRA"],
 }
@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
+    for name in ("measured", "classes", "published") if asked.write else ():
+        mark_of(asked.write, name)  # before minutes of work
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -247,13 +249,18 @@ def published_lines() -> Iterator[str]:
         yield f"| {row['method']} | {row['rank']} | {layers} | {count} | {peak:.2f} | `{file}` |"
 
 
+def mark_of(path: Path, name: str) -> str:
+    """The line above a table; a file without it ends the command."""
+    mark = f"<!-- methods.py {name} -->\n"
+    if mark not in path.read_text(encoding="utf-8"):
+        sys.exit(f"{path} has no line {mark.strip()}")
+    return mark
+
+
 def write_between_marks(path: Path, name: str, table: str) -> None:
     """Replace what stands between <!-- methods.py NAME --> and <!-- end -->."""
-    text = path.read_text(encoding="utf-8")
-    mark, end = f"<!-- methods.py {name} -->\n", "<!-- end -->"
-    before, _, rest = text.partition(mark)
-    if not rest:
-        sys.exit(f"{path} has no line {mark.strip()}")
+    mark, end = mark_of(path, name), "<!-- end -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(mark)
     path.write_text(before + mark + table + "\n" + end + rest.partition(end)[2], encoding="utf-8")
 
 
