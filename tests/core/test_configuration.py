@@ -201,6 +201,19 @@ def test_what_a_run_wrote_down_gives_way_to_another_method():
     assert settled(record)[0].r == 8
 
 
+def test_what_was_settled_for_one_method_is_not_taken_over_by_another():
+    record = Layer("c", {"method": "ln", "lr": 1e-3, "targets": "norm", "dtype": "fp32", "batch": 4}, is_record=True)
+    assert (settled(record)[0].lr, settled(record)[0].targets) == (1e-3, "norm")
+    for typed in ({"method": "ia3"}, {"qlora": True}):
+        tuned, sources = settled(Layer("command line", typed), record)
+        assert (tuned.lr, tuned.targets, tuned.dtype, tuned.batch) == (None, "auto", "auto", 4)
+        assert (sources["lr"], sources["batch"]) == ("default", "c")
+    tuned, _ = settled(Layer("command line", {"method": "ia3", "lr": 0.1}), record)
+    assert tuned.lr == 0.1
+    asked = Layer("x.toml", record.values)
+    assert settled(Layer("command line", {"method": "ia3"}), asked)[0].lr == 1e-3
+
+
 def test_a_method_that_was_typed_replaces_the_layers_of_a_file():
     for asked in ({"lora": True}, {"method": "bitfit"}, {"full": True}):
         tuned, _ = settled(Layer("command line", asked), Layer("x.toml", {"train_layers": "last:2"}))

@@ -12,6 +12,9 @@ from ftkit.errors import ExitCode, UserError, did_you_mean
 Settings = TypeVar("Settings")
 EXCLUSIVE = [{*METHOD_WORDS, "train_layers"}, {"qlora", "load_in_8bit", "full", "quantize"}]
 
+OF_A_METHOD = ("lr", "targets", "dtype")
+"""Settings whose defaults a method has of its own: a run's record holds what they became."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -59,18 +62,27 @@ def settle_unused(
 ) -> tuple[ModelSettings, dict[str, str]]:
     """The settings and their sources, where nothing was asked for that changes nothing beside the other options: exit 2.
 
-    What a run's record says of it falls back to the default.
+    What a run's record says of it falls back to the default; under another method so does what was settled for the run's own.
     """
     by_name = {layer.name: layer for layer in layers}
-    settled = dict(sources)
-    for name, (what, hint) in settings.unused(n for n, source in sources.items() if source != "default").items():
-        layer = by_name[sources[name]]
+    given = {name: by_name[source] for name, source in sources.items() if source != "default"}
+    unused, others = settings.unused(given), others_record(settings, layers)
+    for name, (what, hint) in unused.items():
+        layer = given[name]
         if not layer.is_record:
             said = f"{layer.place(name)}: {name}" if name in layer.places else flag_of(name)
             raise UserError(f"{said} {what}", ExitCode.USAGE, hint=hint)
-        settled[name] = "default"
-    defaults: dict[str, Any] = {f.name: f.default for f in fields(settings) if settled[f.name] != sources[f.name]}
-    return replace(settings, **defaults), settled
+    left_out = {*unused, *(name for name in OF_A_METHOD if name in given and given[name].name == others)}
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(settings) if f.name in left_out}
+    return replace(settings, **defaults), {**sources, **dict.fromkeys(left_out, "default")}
+
+
+def others_record(settings: ModelSettings, layers: list[Layer]) -> str | None:
+    """The name of the layer that is the record of a run with another method; None without one."""
+    for layer in layers:
+        if layer.is_record and layer.values and resolve(type(settings), [layer])[0].technique != settings.technique:
+            return layer.name
+    return None
 
 
 def environment_layer(kind: type, environment: Mapping[str, str]) -> Layer:
