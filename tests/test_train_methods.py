@@ -237,7 +237,7 @@ def test_estimate_memory_simulates_the_same_model(way, runs, tiny_model, run_her
 
 def test_estimate_memory_refuses_an_option_that_the_method_does_not_have(tiny_model, run_here):
     result = run_here("estimate-memory", "--model", tiny_model, "--method", "ia3", "--alpha", 32)
-    assert_refused(result, ExitCode.USAGE, "--alpha is an option of LoRA, the method is ia3", "or --lora")
+    assert_refused(result, ExitCode.USAGE, "--alpha is an option of LoRA, the method is ia3", "another method: --lora")
 
 
 def test_the_closed_form_says_what_it_does_not_describe(tiny_model, run_here):

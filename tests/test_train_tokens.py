@@ -241,7 +241,7 @@ def test_a_file_from_windows_is_read_as_it_is_meant(tmp_path):
     ("options", "words"),
     [
         (["--method", "ia3"], ["the method is ia3", "--full"]),
-        (["--train-layers", "last:1"], ["the method is --train-layers", "or --lora or --full"]),
+        (["--train-layers", "last:1"], ["the method is --train-layers", "--lora or --full"]),
         (["--init", "."], ["--add-tokens is for a trained model"]),
         (["--targets", "all-linear,lm_head"], ["lm_head gets trained rows", "--targets all-linear"]),
     ],
