@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import torch
-from train_shell import ROWS, files_in, write_rows
+from train_shell import ROWS, files_in, without_lora, write_rows
 
 from ftkit.io.checkpoint import checkpoint_path, checkpoint_steps, newest_checkpoint, read_checkpoint
 
@@ -82,7 +82,8 @@ class Arena:
             first()
             from ftkit.cli import main
 
-            main([*COMMAND, "--model", str(self.model), *options])
+            command = without_lora(COMMAND) if "--full" in options else COMMAND
+            main([*command, "--model", str(self.model), *options])
         except SystemExit as end:
             code = int(end.code or 0)
         finally:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import assert_refused
 from safetensors.torch import load_file
-from train_shell import files_in, jsonl, run_train, write_rows
+from train_shell import files_in, jsonl, run_train, without_lora, write_rows
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -105,7 +105,7 @@ def test_a_label_is_learned_scored_and_told(kind, train, run_here, bases, tmp_pa
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_a_whole_model_is_transformers_own_and_its_pipeline_tells_the_same(kind, train, run_here, bases, tmp_path):
-    result = train("--model", bases[kind], *QUICK, "--full", "--run", "run", "--lr", 0.003)
+    result = train("--model", bases[kind], *without_lora(QUICK), "--full", "--run", "run", "--lr", 0.003)
     assert result.exit_code == 0, result.stderr
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert model.config.id2label == {0: "bad", 1: "good"}
@@ -136,7 +136,7 @@ def test_a_whole_model_is_transformers_own_and_its_pipeline_tells_the_same(kind,
     ],
 )
 def test_other_methods_train_the_head_with_what_they_train(kind, options, train, run_here, bases, tmp_path):
-    quick = ["--model", bases[kind], *[option for option in QUICK if option not in ("--r", 4)], *options, "--steps", 8]
+    quick = ["--model", bases[kind], *without_lora(QUICK), *options, "--steps", 8]
     assert (whole := train(*quick, "--run", "whole")).exit_code == 0, whole.stderr
     assert train(*quick, "--run", "run", fault="step:term:3").exit_code == ExitCode.STOPPED
     assert train(*quick, "--run", "run").exit_code == 0
@@ -158,7 +158,8 @@ def test_virtual_tokens_before_a_head_for_classes_are_refused_with_the_reason(me
 
 @pytest.mark.parametrize("options", [["--qlora"], ["--load-in-8bit"], ["--dtype", "bf16"]])
 def test_the_head_stays_float32_on_a_quantised_or_narrow_base(options, train, run_here, bases, tmp_path):
-    result = train("--model", bases["llama"], *QUICK[:-2], *options, "--run", "run")
+    """At a rate that leaves the logits moderate: what 8 bits round away differs from one pass to another."""
+    result = train("--model", bases["llama"], *QUICK[:-2], *options, "--lr", 0.003, "--run", "run")
     assert result.exit_code == 0, result.stderr
     weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}
@@ -166,12 +167,13 @@ def test_the_head_stays_float32_on_a_quantised_or_narrow_base(options, train, ru
     info = info_of(tmp_path / "run")
     scored = run_here("eval", "--run", "run", "--json")
     assert scored.exit_code == 0, scored.stderr
-    assert json.loads(scored.stdout)["scores"]["loss"] == pytest.approx(info["valid_loss"], abs=5e-2)
+    assert json.loads(scored.stdout)["scores"]["loss"] == pytest.approx(info["valid_loss"], abs=3e-2)
 
 
 @pytest.mark.parametrize("options", [[], ["--full"], ["--class-weights", "balanced", "--neftune", 5]])
 def test_a_stopped_run_ends_with_the_same_bytes(options, train, bases, tmp_path):
-    options = ["--model", bases["bert"], *QUICK, *options, "--steps", 8]
+    quick = without_lora(QUICK) if "--full" in options else QUICK
+    options = ["--model", bases["bert"], *quick, *options, "--steps", 8]
     whole = train(*options, "--run", "whole")
     assert whole.exit_code == 0, whole.stderr
     stopped = train(*options, "--run", "run", fault="step:term:3")

@@ -300,9 +300,9 @@ def test_prep_keeps_the_weights_of_rows(prep, tmp_path):
 
 # ---------------------------------------------------------------- methods
 METHODS = {
-    "lora": ["--lora", "--lr", 5e-3],
-    "qlora": ["--qlora", "--lr", 5e-3],
-    "int8": ["--load-in-8bit", "--lr", 5e-3],
+    "lora": ["--lora", "--lr", 5e-3, "--r", 8],
+    "qlora": ["--qlora", "--lr", 5e-3, "--r", 8],
+    "int8": ["--load-in-8bit", "--lr", 5e-3, "--r", 8],
     "full": ["--full", "--lr", 3e-3],
 }
 
@@ -310,7 +310,7 @@ METHODS = {
 @pytest.mark.parametrize("method", list(METHODS))
 def test_each_method_learns_on_a_real_model(method, trained, shared):
     base = shared / "models" / "stories260k"
-    folder, info = trained("train.jsonl", "--model", base, *METHODS[method], "--steps", 25, "--batch", 4, "--r", 8)
+    folder, info = trained("train.jsonl", "--model", base, *METHODS[method], "--steps", 25, "--batch", 4)
     losses = [line["loss"] for line in jsonl(folder / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 25 and sum(losses[-5:]) < 0.4 * sum(losses[:5])
     assert info["valid_loss"] < 0.5 * info["valid_loss_before"]
@@ -485,6 +485,30 @@ def test_conversations_are_trained_with_the_template_that_their_rows_name(traine
     card = read_card(folder / "adapter")
     assert card.template == chatml and card.stop_tokens == [0, 2] and info["template"] == chatml.fingerprint
     assert info["data"]["untrained_turns"] == 0 and info["last_loss"] < info["first_loss"]
+
+
+def test_steps_that_float16_skips_are_said_and_counted(train, tmp_path):
+    asked = ["--steps", 2, "--batch", 4, "--dtype", "fp16"]
+    result = train("train.jsonl", "--model", "builtin:tiny", *asked, "--run", "half")
+    assert result.exit_code == 0 and "2 of 2 steps changed nothing" in result.stderr, result.stderr
+    info = json.loads((tmp_path / "half" / "run.json").read_text())
+    assert info["skipped_steps"] == 2 and info["valid_loss"] == info["valid_loss_before"]
+    wide = train("train.jsonl", "--model", "builtin:tiny", *asked[:-1], "fp32", "--json")
+    assert json.loads(wide.stdout)["skipped_steps"] == 0 and "changed nothing" not in wide.stderr
+
+
+def test_documents_that_are_joined_train_the_same_tokens_in_fewer_rows(trained, tiny_model, tmp_path):
+    texts = [{"text": f"{row['prompt']}{row['completion']}"} for row in ROWS]
+    write_rows(tmp_path / "text.jsonl", texts)
+    asked = ["text.jsonl", "--model", tiny_model, "--max-length", 64, "--valid", 0, "--batch", 4, "--lr", 0.01]
+    alone, across = (trained(*asked, "--epochs", 2, *more) for more in ([], ["--across"]))
+    assert alone[1]["data"]["counted"] == across[1]["data"]["counted"]
+    assert 1 < across[1]["steps"] < alone[1]["steps"] and across[1]["last_loss"] < across[1]["first_loss"]
+    counted = [sum(line["counted"] for line in jsonl(folder / "metrics.jsonl")) for folder, _ in (alone, across)]
+    assert (
+        counted[0] == 2 * alone[1]["data"]["counted"]
+        and max(line["tokens"] for line in jsonl(across[0] / "metrics.jsonl")) <= 4 * 64
+    )
 
 
 def test_an_eight_bit_optimizer_trains_too(trained, tiny_model):

@@ -92,6 +92,19 @@ def test_a_missing_file_names_the_nearest(train):
     assert_refused(train(data="tain.jsonl"), ExitCode.DATA, "tain.jsonl: no such file", "did you mean 'train.jsonl'?")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--across"], ["--across joins documents", "rows of text"]),
+        (["--class-weights", "balanced"], ["--class-weights is for rows with a label", "'weight'"]),
+        (["--train-turns", "last"], ["--train-turns last is about turns of conversations", "rows of messages"]),
+        (["--objective", "classify"], ["are for sft", "classify text and label"]),
+    ],
+)
+def test_options_for_other_rows_are_refused(train, options, words):
+    assert_refused(train(*options), ExitCode.DATA, *words)
+
+
 def test_a_folder_is_no_file(train, workplace):
     assert_refused(train(data=str(workplace)), ExitCode.DATA, "is a directory")
 

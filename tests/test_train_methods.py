@@ -9,7 +9,7 @@ from conftest import assert_refused
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_resume import made
-from train_shell import run_train, write_rows
+from train_shell import run_train, without_lora, write_rows
 from transformers import AutoModelForCausalLM
 
 from ftkit import faults
@@ -39,6 +39,13 @@ NOT_MERGED = {"prompt", "prefix"}
 PEFTS = {"dora", "rslora, dropout", "pissa", "lora+, ranks", "ia3", "ln", "prompt", "prefix"}
 
 
+def command(way):
+    """The options of a way, with a learning rate at which so few steps show something."""
+    options = WAYS[way] if "--lr" in WAYS[way] else [*WAYS[way], "--lr", 0.01]
+    is_lora = not {"--method", "--train-layers", "--freeze", "--full"} & set(options)
+    return [*(RUN if is_lora else without_lora(RUN)), *options]
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_model, tmp_path_factory):
     """name of a way -> (folder of a run that went well, what the shell saw), each made once."""
@@ -49,8 +56,7 @@ def runs(tiny_model, tmp_path_factory):
             place = tmp_path_factory.mktemp("way")
             write_rows(place / "train.jsonl")
             faults.forget()
-            options = WAYS[way] if "--lr" in WAYS[way] else [*WAYS[way], "--lr", 0.01]
-            known[way] = place / "run", run_train(*RUN, *options, "--model", tiny_model, cwd=place)
+            known[way] = place / "run", run_train(*command(way), "--model", tiny_model, cwd=place)
         folder, result = known[way]
         assert result.exit_code == 0, result.stderr
         return folder, result
@@ -68,14 +74,13 @@ def test_it_learns_and_a_stopped_run_ends_with_the_same_bytes(way, runs, tiny_mo
     info = info_of(folder)
     assert info["valid_loss"] < info["valid_loss_before"] and math.isfinite(info["last_loss"])
     write_rows(tmp_path / "train.jsonl")
-    options = WAYS[way] if "--lr" in WAYS[way] else [*WAYS[way], "--lr", 0.01]
     faults.forget()
     monkeypatch.setenv("FTKIT_FAULT", "step:term:3")
-    stopped = run_train(*RUN, *options, "--model", tiny_model, cwd=tmp_path)
+    stopped = run_train(*command(way), "--model", tiny_model, cwd=tmp_path)
     assert stopped.exit_code == ExitCode.STOPPED, stopped.stderr
     faults.forget()
     monkeypatch.setenv("FTKIT_FAULT", "")
-    again = run_train(*RUN, *options, "--model", tiny_model, cwd=tmp_path)
+    again = run_train(*command(way), "--model", tiny_model, cwd=tmp_path)
     assert again.exit_code == 0 and "going on after step 3 of 8" in again.stderr, again.stderr
     assert made(tmp_path / "run") == made(folder)
 
@@ -143,6 +148,19 @@ def test_merge_proves_it_or_says_why_it_cannot(way, runs, run_here):
         assert json.loads((folder / "merged" / "merge.json").read_text())["proof"]
 
 
+@pytest.mark.parametrize("way", ["ia3", "prompt", "last block", "full, changed", "nf4, a layer left out"])
+def test_what_a_run_wrote_down_repeats_it_and_serves_another_method(way, runs):
+    """Of options that the method does not have, nothing is in the file; beside another method its own are no request."""
+    folder, _ = runs(way)
+    config = (folder / "config.toml").read_text()
+    assert ("\nr = " in config) == ("16bit" in config) == (way == "nf4, a layer left out")
+    again = run_train("train.jsonl", "--config", "run/config.toml", "--run", "run", cwd=folder.parent)
+    assert again.exit_code == 0 and "already trained" in again.stderr, again.stderr
+    other = "lora" if "full" in way else "full"
+    plan = run_train("train.jsonl", "--config", "run/config.toml", f"--{other}", "--dry-run", cwd=folder.parent)
+    assert plan.exit_code == 0 and f"method: {other}, " in plan.stderr, plan.stderr
+
+
 @pytest.mark.parametrize("way", ["prompt", "prefix"])
 def test_rows_behind_virtual_tokens_are_padded_and_it_is_said(way, runs):
     folder, result = runs(way)
@@ -184,7 +202,8 @@ def test_chat_answers_with_it(way, runs, run_here):
 )
 def test_what_cannot_be_trained_is_refused_before_weights_are_loaded(options, status, words, tiny_model, tmp_path):
     write_rows(tmp_path / "train.jsonl")
-    assert_refused(run_train(*RUN, "--dry-run", *options, "--model", tiny_model, cwd=tmp_path), status, *words)
+    run = without_lora(RUN) if "--method" in options else RUN
+    assert_refused(run_train(*run, "--dry-run", *options, "--model", tiny_model, cwd=tmp_path), status, *words)
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "lion", "lion-8bit"])
@@ -207,14 +226,18 @@ def test_a_run_with_another_optimizer_goes_on_to_the_same_bytes(optimizer, tiny_
 def test_estimate_memory_simulates_the_same_model(way, runs, tiny_model, run_here):
     folder, _ = runs(way)
     info = info_of(folder)
-    options = [word for word in WAYS[way] if word != "--lr" and word != 0.05]
-    result = run_here(
-        "estimate-memory", "--model", tiny_model, "--r", 4, "--batch", 8, "--max-length", 64, "--json", *options
-    )
+    rank = ["--r", 4] if "--r" in command(way) else []
+    options = [*rank, *(word for word in WAYS[way] if word not in ("--lr", 0.05))]
+    result = run_here("estimate-memory", "--model", tiny_model, "--batch", 8, "--max-length", 64, "--json", *options)
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert (found["trained_parameters"], found["total_parameters"]) == (info["trainable"], info["parameters"])
     assert found["allocated_bytes"] > found["total_parameters"]
+
+
+def test_estimate_memory_refuses_an_option_that_the_method_does_not_have(tiny_model, run_here):
+    result = run_here("estimate-memory", "--model", tiny_model, "--method", "ia3", "--alpha", 32)
+    assert_refused(result, ExitCode.USAGE, "--alpha is an option of LoRA, the method is ia3", "another method: --lora")
 
 
 def test_the_closed_form_says_what_it_does_not_describe(tiny_model, run_here):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import assert_refused
 from safetensors.torch import load_file
-from train_shell import run_train, write_rows
+from train_shell import run_train, without_lora, write_rows
 from transformers import AutoConfig
 
 from ftkit import faults
@@ -49,7 +49,8 @@ def trained(place, model, *options):
     place.mkdir(exist_ok=True)
     write_rows(place / "train.jsonl")
     faults.forget()
-    return run_train(*RUN, *options, "--model", model, cwd=place)
+    run = without_lora(RUN) if "--full" in options else RUN
+    return run_train(*run, *options, "--model", model, cwd=place)
 
 
 @pytest.mark.parametrize("kind", KINDS)

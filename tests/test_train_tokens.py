@@ -8,7 +8,7 @@ from conftest import assert_refused, save_tiny_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_resume import made
-from train_shell import run_train, write_rows
+from train_shell import run_train, without_lora, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ftkit import faults
@@ -185,7 +185,7 @@ def test_full_training_saves_a_larger_model_and_goes_on_with_it(models, first, t
         for fault in stops:
             faults.forget()
             monkeypatch.setenv("FTKIT_FAULT", fault)
-            result = run_train(*RUN, "--full", "--model", models["untied"], cwd=folder)
+            result = run_train(*without_lora(RUN), "--full", "--model", models["untied"], cwd=folder)
     assert result.exit_code == 0, result.stderr
     assert made(folders[0] / "run") == made(folders[1] / "run")
     assert len(AutoTokenizer.from_pretrained(folders[0] / "run" / "model")) == first + 3
@@ -241,14 +241,15 @@ def test_a_file_from_windows_is_read_as_it_is_meant(tmp_path):
     ("options", "words"),
     [
         (["--method", "ia3"], ["the method is ia3", "--full"]),
-        (["--train-layers", "last:1"], ["the method is layers"]),
+        (["--train-layers", "last:1"], ["the method is --train-layers", "--lora or --full"]),
         (["--init", "."], ["--add-tokens is for a trained model"]),
         (["--targets", "all-linear,lm_head"], ["lm_head gets trained rows", "--targets all-linear"]),
     ],
 )
 def test_methods_that_cannot_train_rows_are_refused(options, words, tiny_model, tmp_path):
     prepare(tmp_path)
-    assert_refused(run_train(*RUN, *options, "--model", tiny_model, cwd=tmp_path), ExitCode.USAGE, *words)
+    run = RUN if "--targets" in options else without_lora(RUN)
+    assert_refused(run_train(*run, *options, "--model", tiny_model, cwd=tmp_path), ExitCode.USAGE, *words)
 
 
 def test_tokens_that_no_row_holds_are_warned_of(tiny_model, tmp_path):

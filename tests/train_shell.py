@@ -44,6 +44,12 @@ def run_train(*arguments, cwd, stdin=""):
     return SimpleNamespace(exit_code=int(caught.value.code or 0), stdout=out.getvalue(), stderr=err.getvalue())
 
 
+def without_lora(options):
+    """The options of a command without LoRA's rank and dropout, for a method that has none."""
+    of_lora = [at for at, option in enumerate(options) if option in ("--r", "--dropout")]
+    return [option for at, option in enumerate(options) if at not in of_lora and at - 1 not in of_lora]
+
+
 def write_rows(path, rows=ROWS):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.name

@@ -20,10 +20,10 @@ from typer._click.exceptions import ClickException, UsageError
 
 from ftkit import __version__, console
 from ftkit.core import settings as kinds
-from ftkit.core.configuration import Layer, describe, environment_layer, field_types, resolve
+from ftkit.core.configuration import Layer, describe, environment_layer, field_types, resolve, settle_unused
 from ftkit.core.durations import seconds_of
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
-from ftkit.io.settings_files import PROJECT_FILE, read_command_table
+from ftkit.io.settings_files import PROJECT_FILE, is_record, read_command_table
 from ftkit.libraries import import_transformers, keep_few_primitives
 from ftkit.stopping import stop_requests
 
@@ -172,6 +172,8 @@ def execute(name: str, kind: type, forward: Callable[..., None], flags: dict[str
     ]
     settings: tuple[Any, dict[str, str]] = resolve(kind, layers)
     resolved, sources = settings
+    if isinstance(resolved, kinds.ModelSettings):
+        resolved, sources = settle_unused(resolved, sources, layers)
     if callable(getattr(resolved, "check", None)):  # merge has an option of that name
         resolved.check()
     if common.get("print_config"):
@@ -197,11 +199,11 @@ def file_layers(name: str, config: str | None) -> list[Layer]:
     """
     files = [Path(config)] if config else []
     files += [Path(PROJECT_FILE)] if Path(PROJECT_FILE).is_file() else []
-    layers = [Layer(str(path), *read_command_table(path, name)) for path in files]
+    layers = [Layer(str(path), *read_command_table(path, name), is_record=is_record(path)) for path in files]
     if config and name == "estimate-memory":
         values, places = read_command_table(Path(config), "train")
-        shared = field_types(kinds.ModelSettings)
-        layers.insert(1, Layer(config, {key: value for key, value in values.items() if key in shared}, places))
+        shared = {key: value for key, value in values.items() if key in field_types(kinds.ModelSettings)}
+        layers.insert(1, Layer(config, shared, places, is_record=is_record(Path(config))))
     return layers
 
 

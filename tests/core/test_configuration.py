@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkit.core.configuration import Layer, coerce, describe, environment_layer, resolve, toml_value
+from ftkit.core.configuration import (
+    Layer,
+    coerce,
+    describe,
+    environment_layer,
+    resolve,
+    settle_unused,
+    toml_value,
+)
+from ftkit.core.methods import METHODS, OPTIONS_OF
 from ftkit.core.settings import (
     ChatSettings,
     EstimateSettings,
@@ -15,6 +24,7 @@ from ftkit.core.settings import (
     MergeSettings,
     PrepSettings,
     TrainSettings,
+    flag_of,
 )
 from ftkit.errors import ExitCode, UserError
 
@@ -122,6 +132,100 @@ def test_a_value_outside_of_a_choice_names_the_choices_and_the_nearest():
         resolve(TrainSettings, [Layer("f", {"schedule": "linaer"})])
     assert "'linaer' is not one of linear, cosine, constant" in refused.value.message
     assert "did you mean 'linear'?" in refused.value.hint
+
+
+# ---------------------------------------------------------------- options that a method does not have
+ASKED = {
+    "lora": {},
+    "layers": {"train_layers": "last:1"},
+    "full": {"full": True},
+    **{name: {"method": name} for name in ("ia3", "prompt", "prefix", "ln", "bitfit")},
+}
+GIVEN = {
+    "r": 16, "alpha": 32.0, "dropout": 0.0, "dora": True, "rslora": True, "lora_init": "zero", "rank_pattern": "q=2",
+    "lora_plus": 2.0, "targets": "auto", "virtual_tokens": 20, "add_tokens": "t.txt", "freeze": "mlp", "save": "auto",
+}  # fmt: skip
+"""Of each option that only some methods have a value, its default where that asks for something."""
+
+
+def settled(*layers, kind=TrainSettings):
+    return settle_unused(*resolve(kind, list(layers)), list(layers))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", OPTIONS_OF)
+def test_an_option_is_refused_beside_a_method_that_does_not_have_it_though_it_has_its_default(name, method):
+    layer = Layer("command line", {**ASKED[method], name: GIVEN[name]})
+    if method in OPTIONS_OF[name] or (name == "freeze" and method in ("lora", "full")):  # alone it is a method
+        settled(layer)
+        return
+    with pytest.raises(UserError, match=f"^{flag_of(name)} is an option of .*, the method is ") as refused:
+        settled(layer)
+    assert refused.value.exit_code == ExitCode.USAGE and refused.value.hint.startswith("leave it out, or ")
+    settled(Layer("command line", ASKED[method]))  # defaults are nobody's wish
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "hint"),
+    [
+        ({"double_quant": "on"}, "--double-quant is about 4-bit bases", "--qlora --double-quant off"),
+        ({"double_quant": "on", "quantize": "int8"}, "--double-quant is about 4-bit bases", "--qlora"),
+        ({"keep_16bit": "q_proj"}, "--keep-16bit leaves layers out of a quantisation", "--qlora --keep-16bit NAME"),
+        ({"init": "x", "r": 16}, "--r is an option of LoRA, --init trains every weight", "leave it out"),
+    ],
+)
+def test_options_about_what_is_not_there_are_refused(options, words, hint):
+    with pytest.raises(UserError) as refused:
+        settled(Layer("command line", options))
+    assert refused.value.message.startswith(words) and hint in refused.value.hint
+
+
+def test_the_refusal_names_the_file_or_the_variable():
+    typed = Layer("command line", {"method": "ia3"})
+    for layer, words in (
+        (Layer("x.toml", {"r": 8}, {"r": "x.toml:4"}), "x.toml:4: r is an option of LoRA, the method is ia3"),
+        (environment_layer(TrainSettings, {"FTKIT_R": "8"}), "FTKIT_R: r is an option of LoRA, the method is ia3"),
+    ):
+        with pytest.raises(UserError) as refused:
+            settled(typed, layer)
+        assert refused.value.message == words
+    settled(typed, Layer("x.toml", {"dora": False}))  # a switch that is off asks for nothing
+
+
+def test_what_a_run_wrote_down_gives_way_to_another_method():
+    record = Layer("config.toml", {"r": 8, "dora": True, "targets": "mlp", "seed": 7}, is_record=True)
+    tuned, sources = settled(Layer("command line", {"full": True}), record)
+    assert (tuned.r, tuned.dora, tuned.targets, tuned.seed) == (16, False, "auto", 7)
+    assert [sources[name] for name in ("r", "dora", "targets", "seed")] == [*["default"] * 3, "config.toml"]
+    tuned.check()
+    assert settled(record)[0].r == 8
+
+
+def test_what_was_settled_for_one_method_is_not_taken_over_by_another():
+    record = Layer("c", {"method": "ln", "lr": 1e-3, "targets": "norm", "dtype": "fp32", "batch": 4}, is_record=True)
+    assert (settled(record)[0].lr, settled(record)[0].targets) == (1e-3, "norm")
+    for typed in ({"method": "ia3"}, {"qlora": True}):
+        tuned, sources = settled(Layer("command line", typed), record)
+        assert (tuned.lr, tuned.targets, tuned.dtype, tuned.batch) == (None, "auto", "auto", 4)
+        assert (sources["lr"], sources["batch"]) == ("default", "c")
+    tuned, _ = settled(Layer("command line", {"method": "ia3", "lr": 0.1}), record)
+    assert tuned.lr == 0.1
+    asked = Layer("x.toml", record.values)
+    assert settled(Layer("command line", {"method": "ia3"}), asked)[0].lr == 1e-3
+
+
+def test_a_method_that_was_typed_replaces_the_layers_of_a_file():
+    for asked in ({"lora": True}, {"method": "bitfit"}, {"full": True}):
+        tuned, _ = settled(Layer("command line", asked), Layer("x.toml", {"train_layers": "last:2"}))
+        assert tuned.train_layers is None and tuned.technique in ("lora", "bitfit", "full")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_that_are_shown_can_be_given_whatever_the_method(method):
+    resolved, sources = settled(Layer("command line", ASKED[method]))
+    table = tomllib.loads("\n".join(describe(resolved, sources)))
+    again, _ = settled(Layer("file", table, dict.fromkeys(table, "file:1")))
+    assert again == resolved
 
 
 def test_environment_variables_name_the_fields_and_empty_ones_are_not_set():

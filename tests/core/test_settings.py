@@ -69,8 +69,8 @@ OUT_OF_RANGE = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in IN_RANGE.items() for value in values])
 def test_a_value_within_range_is_accepted(name, value):
-    needed = {"gradient_checkpointing": "on"} if name == "checkpoint_every" else {}
-    TrainSettings(**needed, **{name: value}).check()
+    needed = {"checkpoint_every": {"gradient_checkpointing": "on"}, "virtual_tokens": {"method": "prompt"}}
+    TrainSettings(**needed.get(name, {}), **{name: value}).check()
 
 
 def test_options_about_recomputed_blocks_need_some():
@@ -85,7 +85,7 @@ def test_options_about_recomputed_blocks_need_some():
 )
 def test_a_value_out_of_range_is_refused_with_flag_value_and_range(name, value):
     with pytest.raises(UserError) as refused:
-        TrainSettings(**{name: value}).check()
+        TrainSettings(**{name: value}, **({"method": "prefix"} if name == "virtual_tokens" else {})).check()
     assert refused.value.exit_code == ExitCode.USAGE
     assert refused.value.message == f"{flag_of(name)} {value} is out of range"
     assert refused.value.hint.startswith(f"{flag_of(name)} takes ")

@@ -205,8 +205,13 @@ def tell_course(prepared: Prepared, course: Course, info: dict[str, Any]) -> Non
     kept = kept_step(prepared, course)
     before, after = course.validated(0), course.validated(kept)
     info |= {"steps": steps, "first_loss": losses[0], "last_loss": losses[-1], "events": course.events}
-    info |= {"valid_loss_before": before, "valid_loss": after}
+    info |= {"valid_loss_before": before, "valid_loss": after, "skipped_steps": course.skipped}
     info |= {"train_seconds": round(course.seconds, 2), "tokens_per_second": round(course.tokens / course.seconds, 1)}
+    if course.skipped:
+        console.warn(
+            f"{course.skipped:,} of {steps:,} steps changed nothing: gradients beyond float16's range, whose scale is halved"
+            " until they fit (the first steps of a run); with few steps take --dtype bf16 or fp32"
+        )
     console.info(f"loss {console.sparkline(losses)} {losses[0]:.3f} -> {losses[-1]:.3f}")
     if prepared.settings.early_stop:
         info |= {"best_step": kept}

@@ -60,7 +60,7 @@ class Course:
     """What a run has behind it; part of every checkpoint.
 
     validations: (step, nats per held-out token). scores: (step, accuracy and the like), of classes only.
-    events: what was out of the ordinary. seconds: in steps.
+    events: what was out of the ordinary. seconds: in steps. skipped: steps that float16's scaler left out.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -69,6 +69,7 @@ class Course:
     validations: list[tuple[int, float]] = field(default_factory=list)
     scores: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
 
     def validated(self, step: int) -> float | None:
         """The held-out loss after a step, if it was measured."""
@@ -320,6 +321,7 @@ def record_step(session: Session, result: StepResult) -> None:
     course.losses.append(result.loss)
     course.tokens += result.tokens
     course.seconds += result.seconds
+    course.skipped += not math.isfinite(result.grad_norm)
 
 
 def log(session: Session, line: dict[str, Any]) -> None:

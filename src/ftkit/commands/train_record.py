@@ -156,6 +156,8 @@ def installed_version(name: str) -> str | None:
 
 
 def config_text(settings: TrainSettings) -> str:
-    """The resolved settings as config.toml, which `ftkit train --config` repeats."""
-    known = {key: value for key, value in asdict(settings).items() if value is not None and key not in NOT_REPEATED}
+    """The resolved settings as config.toml, which `ftkit train --config` repeats: those that the run has a use for."""
+    settled = asdict(settings)
+    left_out = {*NOT_REPEATED, *settings.unused(settled), *(key for key, value in settled.items() if value is None)}
+    known = {key: value for key, value in settled.items() if key not in left_out}
     return "[train]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in known.items())

@@ -60,6 +60,9 @@ def settle_objective(settings: TrainSettings, data: Data) -> Any:
     if settings.across and found != "text":
         what = f"--across joins documents; the rows of {data.source} are for {found}"
         raise UserError(what, ExitCode.DATA, hint='give rows of text: {"text": "..."}')
+    if settings.train_turns == "last" and data.kind != "messages":
+        what = f"--train-turns last is about turns of conversations; the rows of {data.source} are for {found}"
+        raise UserError(what, ExitCode.DATA, hint="leave it out, or give rows of messages")
     if settings.objective not in ("auto", found):
         raise UserError(
             f"--objective {settings.objective}: the rows of {data.source} are for {found}",

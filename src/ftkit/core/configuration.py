@@ -3,26 +3,31 @@
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ftkit.core.settings import METHOD_WORDS, flag_of
+from ftkit.core.settings import METHOD_WORDS, ModelSettings, flag_of
 from ftkit.errors import ExitCode, UserError, did_you_mean
 
 Settings = TypeVar("Settings")
-EXCLUSIVE = [set(METHOD_WORDS), {"qlora", "load_in_8bit", "full", "quantize"}]
+EXCLUSIVE = [{*METHOD_WORDS, "train_layers"}, {"qlora", "load_in_8bit", "full", "quantize"}]
+
+OF_A_METHOD = ("lr", "targets", "dtype")
+"""Settings whose defaults a method has of its own: a run's record holds what they became."""
 
 
 @dataclass(frozen=True)
 class Layer:
     """Values from one place; `name` says where (`x.toml`, `environment`), strongest layers come first.
 
-    places: where each value stands (`x.toml:3`, `FTKIT_R`, `--r`), for the errors about it.
+    places: where each value stands (`x.toml:3`, `FTKIT_R`, `--r`), for the errors about it. is_record: a run wrote down what
+    it was made with, defaults too, so that nobody asked for each of the values.
     """
 
     name: str
     values: Mapping[str, Any]
     places: Mapping[str, str] = field(default_factory=dict)
+    is_record: bool = False
 
     def place(self, key: str) -> str:
         """Where a value stands, as well as it is known."""
@@ -55,6 +60,35 @@ def resolve(kind: type[Settings], layers: list[Layer]) -> tuple[Settings, dict[s
     for name in types_of:
         sources.setdefault(name, "default")
     return kind(**values), sources
+
+
+def settle_unused(
+    settings: ModelSettings, sources: Mapping[str, str], layers: list[Layer]
+) -> tuple[ModelSettings, dict[str, str]]:
+    """The settings and their sources, where nothing was asked for that changes nothing beside the other options: exit 2.
+
+    What a run's record says of it falls back to the default; under another method so does what was settled for the run's own.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    given = {name: by_name[source] for name, source in sources.items() if source != "default"}
+    unused, others = settings.unused(given), others_record(settings, layers)
+    for name, (what, hint) in unused.items():
+        layer = given[name]
+        if not layer.is_record:
+            place = layer.places.get(name, flag_of(name))
+            said = place if place == flag_of(name) else f"{place}: {name}"
+            raise UserError(f"{said} {what}", ExitCode.USAGE, hint=hint)
+    left_out = {*unused, *(name for name in OF_A_METHOD if name in given and given[name].name == others)}
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(settings) if f.name in left_out}
+    return replace(settings, **defaults), {**sources, **dict.fromkeys(left_out, "default")}
+
+
+def others_record(settings: ModelSettings, layers: list[Layer]) -> str | None:
+    """The name of the layer that is the record of a run with another method; None without one."""
+    for layer in layers:
+        if layer.is_record and layer.values and resolve(type(settings), [layer])[0].technique != settings.technique:
+            return layer.name
+    return None
 
 
 def environment_layer(kind: type, environment: Mapping[str, str]) -> Layer:
@@ -150,10 +184,14 @@ def wrong_type(value: Any, wanted: type, where: str) -> UserError:
 def describe(settings: Any, sources: Mapping[str, str]) -> list[str]:
     """Lines `name = value  # where it came from` for --print-config, readable as TOML."""
     lines = []
-    for name in (option.name for option in fields(settings)):
+    names = [option.name for option in fields(settings)]
+    unused = settings.unused(names) if isinstance(settings, ModelSettings) else {}
+    for name in names:
         value = getattr(settings, name)
         is_set = f"{name} = {toml_value(value)}  # {sources[name]}"
-        lines.append(f"# {name} is not set" if value is None else is_set)
+        lines.append(
+            f"# {name} is not set" if value is None else f"# {name} {unused[name][0]}" if name in unused else is_set
+        )
     return lines
 
 

@@ -29,8 +29,44 @@ METHODS = {
 }
 SHORT_NAMES = {("lora", "nf4-dq"): "qlora", ("lora", "int8"): "int8"}
 """Names that were there before bases could be quantised in other ways."""
-OF_LORA = ("dora", "rslora", "lora_init", "rank_pattern", "lora_plus")
-"""Options that only LoRA has."""
+LORA, TRAINING_WEIGHTS = ("lora",), ("bitfit", "layers", "full")
+OPTIONS_OF: dict[str, tuple[str, ...]] = {
+    "r": LORA,
+    "alpha": LORA,
+    "dropout": LORA,
+    "dora": LORA,
+    "rslora": LORA,
+    "lora_init": LORA,
+    "rank_pattern": LORA,
+    "lora_plus": LORA,
+    "targets": ("lora", "ia3", "ln"),
+    "virtual_tokens": ("prompt", "prefix"),
+    "add_tokens": ("lora", "full"),
+    "freeze": ("bitfit", "layers"),
+    "save": TRAINING_WEIGHTS,
+}
+"""Methods that have an option, for each option that not all of them have."""
+TOLD = {"lora": "LoRA", "layers": "--train-layers"}
+"""Methods by other names than their own, where a person reads them."""
+TYPED = {"lora": "--lora", "layers": "--train-layers last:2", "full": "--full"}
+"""How one asks for a method, where it is not --method."""
+
+
+def why_unused(option: str, method: str, told: str | None = None) -> tuple[str, str] | None:
+    """(what is wrong, what would work) with an option beside a method that does not have it; None where it has.
+
+    told: the method in the user's words, if it was not asked for by its name.
+    """
+    owners = OPTIONS_OF.get(option, (method,))
+    if method in owners:
+        return None
+    names = [TOLD.get(owner, owner) for owner in owners]
+    listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    what = f"is an option of {listed}, {told or f'the method is {TOLD.get(method, method)}'}"
+    if option == "freeze":
+        return what, "leave it out, or leave out the method: then all other weights are trained"
+    ways = " or ".join(TYPED.get(owner, f"--method {owner}") for owner in owners)
+    return what, f"leave it out, or take another method: {ways}"
 
 
 def recipe_of(method: str, quantization: str | None) -> str:

@@ -25,8 +25,8 @@ FOUR_BITS = {
 }
 """How a base is held -> kind of number, and whether scales are quantised too (dq)."""
 NEEDED_BY = {
-    "gptq": "transformers opens such files with optimum and gptqmodel, which were never tried here",
-    "awq": "transformers opens such files with gptqmodel, which was never tried here",
+    "gptq": "transformers opens such files with optimum and gptqmodel alone, which compiles kernels here at first use",
+    "awq": "transformers opens such files with gptqmodel alone, which compiles kernels here at first use",
 }
 
 

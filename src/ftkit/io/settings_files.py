@@ -36,6 +36,11 @@ def read_command_table(path: Path, command: str) -> tuple[dict[str, Any], dict[s
     return values, places
 
 
+def is_record(path: Path) -> bool:
+    """True for the config.toml that a training run wrote into its folder."""
+    return path.name == "config.toml" and path.with_name("run.json").is_file()
+
+
 def place_of(path: Path, lines: Lines, *key: str) -> str:
     """`file:line` of a table or key, the file alone where the line is not known."""
     return f"{path}:{lines[key]}" if key in lines else str(path)
