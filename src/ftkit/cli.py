@@ -24,7 +24,7 @@ from ftkit.core.configuration import Layer, describe, environment_layer, field_t
 from ftkit.core.durations import seconds_of
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.settings_files import PROJECT_FILE, read_command_table
-from ftkit.libraries import keep_few_primitives
+from ftkit.libraries import import_transformers, keep_few_primitives
 from ftkit.stopping import stop_requests
 
 app = typer.Typer(
@@ -83,6 +83,7 @@ def run_eval(settings: kinds.EvalSettings) -> None:
 
 def run_merge(settings: kinds.MergeSettings) -> None:
     """Forward to the command."""
+    import_transformers()
     from ftkit.commands import merge
 
     merge.run(settings)

@@ -128,7 +128,7 @@ def not_finite(place: TensorPlace, name: str) -> UserError:
 
 def is_finite(tensor: Tensor) -> bool:
     """True if no value is NaN or infinite; needs no memory (isfinite would copy the tensor)."""
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or bool(torch.isfinite(tensor.sum())):  # both come through; a sum that overflows says nothing
         return True
     low, high = torch.aminmax(tensor)  # NaN comes through
     return bool(torch.isfinite(low) & torch.isfinite(high))
@@ -137,6 +137,11 @@ def is_finite(tensor: Tensor) -> bool:
 def bytes_of(tensor: Tensor) -> Any:
     """The values of a tensor as they lie in memory, without a copy."""
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """True if two tensors of one format have the same bits: -0 is not 0."""
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def same_values(old: TensorPlace, new: TensorPlace) -> bool:
