@@ -43,7 +43,7 @@ def import_transformers() -> None:
     try:
         import_utils.is_torch_distributed_available()  # its answer is kept
         import transformers.modeling_utils
-        import transformers.models  # noqa: F401
+        import transformers.models
 
         import_bitsandbytes()
         import peft  # noqa: F401

@@ -44,7 +44,8 @@ SHORT_DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 class Ledger:
     """What the writing found.
 
-    updated: tensors whose update is not zero. differing: those that were seen to get other bytes than the base's. foreign: quantised layers that are not those of training.
+    updated: tensors whose update is not zero. differing: those that were seen to get other bytes than the base's.
+    foreign: quantised layers that are not those of training.
     xxh128: of each tensor's bytes, as they were given away. sha256: of each file of weights.
     """
 
@@ -238,9 +239,7 @@ def require_only_planned_changes(steps: list[Step], folder: Path, ledger: Ledger
         if xxh128(place) != ledger.xxh128[name]:
             raise UserError(f"'{name}' is not on the disk as it was written", ExitCode.IO, hint="check the disk")
     changed = [
-        step.name
-        for step in steps
-        if step.name in ledger.differing or not same_values(step.place, written[step.name])
+        step.name for step in steps if step.name in ledger.differing or not same_values(step.place, written[step.name])
     ]
     strays = sorted(set(changed) - {step.name for step in steps if step.changes})
     swallowed = sorted(ledger.updated - set(changed))

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ class FileWeight:
             for start, end in ranges:
                 read_into(bytes_of(read[: end - start]), file, self.place)
                 yield start, values[: end - start].copy_(read[: end - start])
+
+    def split(self, count: int) -> list[tuple[int, "FileWeight"]]:
+        """(number of the first row, weight) of so many parts that can be read beside each other, or fewer."""
+        rows = self.shape[0]
+        ends = [rows * part // count for part in range(count + 1)]
+        return [(a, FileWeight(rows_of(self.place, a, b))) for a, b in pairwise(ends) if b > a]
 
     def pick(self, rows: Tensor) -> Tensor:
         """The rows of these numbers (n,)."""
@@ -128,7 +135,7 @@ def not_finite(place: TensorPlace, name: str) -> UserError:
 
 def is_finite(tensor: Tensor) -> bool:
     """True if no value is NaN or infinite; needs no memory (isfinite would copy the tensor)."""
-    if tensor.numel() == 0 or bool(torch.isfinite(tensor.sum())):  # both come through; a sum that overflows says nothing
+    if tensor.numel() == 0 or bool(torch.isfinite(tensor.sum())):  # a sum that overflows says nothing
         return True
     low, high = torch.aminmax(tensor)  # NaN comes through
     return bool(torch.isfinite(low) & torch.isfinite(high))
