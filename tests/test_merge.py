@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -551,6 +553,39 @@ def test_an_adapter_of_another_tool_is_merged_onto_what_it_was_trained_on_if_tol
     right = apply_delta(expected[f"{name}.weight"], LowRank(a, b, 2.0))
     assert torch.equal(tensors_of(out)[f"{name}.weight"], right)
     assert "another --trained-on" in refused(adapter, out, ExitCode.EXISTS)
+
+
+UNSLOTHS_TARGETS = (
+    r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|v_proj|q_proj).*?)|"
+    r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|mlp)"
+    r"\.(?:(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)))"
+)
+LLAMA = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"auto_mapping": {**LLAMA, "unsloth_fixed": True}},
+        {"auto_mapping": {**LLAMA, "unsloth_fixed": True}, "target_modules": UNSLOTHS_TARGETS, "task_type": None},
+        {"auto_mapping": None, "fan_in_fan_out": None, "task_type": "CAUSAL_LM"},
+    ],
+    ids=["unsloth", "unsloth-regex", "axolotl"],
+)
+def test_what_other_tools_write_into_the_config_is_merged_as_peft_does(tiny_model, adapter, tmp_path, written):
+    changed = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((changed / "adapter_config.json").read_text())
+    (changed / "adapter_config.json").write_text(json.dumps(config | written))
+    expected, found = merged_by_peft(tiny_model, changed).state_dict(), tensors_of(merge(changed, tmp_path / "out"))
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_merge_without_proof_loads_neither_the_compiler_nor_what_else_it_does_not_run(adapter, tmp_path):
+    unused = "sympy", "scipy.optimize", "torch._dynamo.convert_frame", "torch.distributed.tensor"
+    asked = ["merge", str(adapter), "-o", str(tmp_path / "out"), "--no-check", "-q"]
+    told = f"import sys; from ftkit.cli import main\ntry: main({asked!r})\nfinally: print(set({unused!r}) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(tmp_path / "out"), "set()"]
 
 
 def test_what_ftkit_trained_needs_no_telling(qlora, tmp_path):

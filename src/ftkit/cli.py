@@ -77,6 +77,7 @@ def run_eval(settings: kinds.EvalSettings) -> None:
 
 def run_merge(settings: kinds.MergeSettings) -> None:
     """Forward to the command."""
+    import_transformers()
     from ftkit.commands import merge
 
     merge.run(settings)

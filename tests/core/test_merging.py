@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.core.checkpoint_names import parameter_names
-from ftkit.core.merging import LowRank, adapter_rank, adapter_scale, apply_delta, delta, is_zero
+from ftkit.core.merging import LowRank, adapter_rank, adapter_scale, apply_delta, delta, is_zero, merge_rows
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.proof import LIMITS, WIDEST, Difference, Limits, broken_limits, compare_logits, widened
 
@@ -33,6 +33,17 @@ def test_a_bfloat16_weight_is_added_to_in_float32_and_is_left_as_it_is():
     assert merged.dtype == torch.float32
     assert merged[0].tolist() == [256.5, 257.0, 257.5]
     assert weight.unique().tolist() == [256.0]
+
+
+@pytest.mark.parametrize(("rows", "width", "rank"), [(300, 5632, 16), (1000, 2048, 7), (160, 11008, 32), (3, 40, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rows_in_pieces_are_the_whole_sum_to_the_last_bit(rows, width, rank, dtype):
+    generator = torch.Generator().manual_seed(rows)
+    a, b = torch.randn(rank, width, generator=generator), torch.randn(rows, rank, generator=generator)
+    weight = torch.randn(rows, width, generator=generator).to(dtype)
+    merged = torch.empty_like(weight)
+    merge_rows(weight, a, b, 2.0, merged)
+    assert torch.equal(merged, apply_delta(weight, LowRank(a, b, 2.0)).to(dtype))
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**31))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -14,8 +15,10 @@ from transformers import (
 )
 
 from ftkit.commands.merge_proof import file_weights, run_from_files
-from ftkit.core.streaming import build_placeholder_model, is_placeholder, stream_weights
+from ftkit.core.streaming import build_placeholder_model, is_placeholder, linear, stream_weights
 from ftkit.io.base_model import Base
+from ftkit.io.shards import read_layout
+from ftkit.io.tensors import FileWeight
 
 IDS = torch.tensor([[5, 60, 31, 7, 22, 42, 18], [1, 2, 3, 4, 5, 6, 7]])
 SMALL = {
@@ -77,3 +80,21 @@ def test_files_that_are_joined_while_loading_cannot_be_streamed(tmp_path):
 def test_a_weight_that_is_used_unseen_shows_in_the_logits():
     config = CONFIGS["llama"]
     assert build_placeholder_model(config, torch.float32)(IDS).logits.isnan().all()
+
+
+@torch.no_grad()
+def test_a_linear_layer_is_the_same_whether_threads_share_its_rows(tmp_path):
+    save_file({"weight": torch.randn(70, 24)}, tmp_path / "model.safetensors")
+    weight = FileWeight(read_layout(tmp_path)["weight"])
+    x, layer = torch.randn(2, 3, 24), torch.nn.Linear(24, 70)
+    alone = linear(layer, weight, x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shared = linear(layer, weight, x)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    right = torch.nn.functional.linear(x, load_file(tmp_path / "model.safetensors")["weight"], layer.bias)
+    assert torch.allclose(alone, right, atol=1e-5) and torch.allclose(shared, right, atol=1e-5)
+    assert [first for first, _ in weight.split(3)] == [0, 23, 46] and len(weight.split(100)) == 70

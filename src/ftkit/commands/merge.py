@@ -256,16 +256,16 @@ def prepare(settings: MergeSettings, trained: Trained) -> Job:
 
 
 def with_trained_vocabulary(adapter: Adapter, config: Any) -> tuple[Any, Any, int | None]:
-    """(the base on the meta device, its config, both with as many embeddings as the adapter's; that number if other)."""
+    """(the base without its weights, its config, both with as many embeddings as the adapter's; that number if other)."""
     with console.quiet_libraries():
-        model = build_meta_model(config, torch.float32)
+        model = build_placeholder_model(config, torch.float32)
         rows = trained_vocabulary(adapter, model)
         if rows is None:
             return model, config, None
         config = copy.deepcopy(config)
         console.info(f"vocabulary: {config.get_text_config().vocab_size} tokens in the base, {rows} in the adapter")
         config.get_text_config().vocab_size = rows
-        return build_meta_model(config, torch.float32), config, rows
+        return build_placeholder_model(config, torch.float32), config, rows
 
 
 def layers_left_to_peft(adapter: Adapter, config: Any) -> PeftLayers:

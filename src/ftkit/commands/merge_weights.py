@@ -16,7 +16,7 @@ from xxhash import xxh3_128
 
 from ftkit import console
 from ftkit.core.merge_plan import Step
-from ftkit.core.merging import LowRank, apply_delta, is_zero
+from ftkit.core.merging import LowRank, apply_delta, is_zero, merge_rows
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter
 from ftkit.io.card import Card
@@ -32,6 +32,7 @@ from ftkit.io.tensors import (
     not_finite,
     read_finite,
     read_rows,
+    same_bytes,
     same_values,
     xxh128,
 )
@@ -43,11 +44,13 @@ SHORT_DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 class Ledger:
     """What the writing found.
 
-    updated: tensors whose update is not zero. foreign: quantised layers that are not those of training.
+    updated: tensors whose update is not zero. differing: those that were seen to get other bytes than the base's.
+    foreign: quantised layers that are not those of training.
     xxh128: of each tensor's bytes, as they were given away. sha256: of each file of weights.
     """
 
     updated: set[str] = field(default_factory=set)
+    differing: set[str] = field(default_factory=set)
     foreign: list[str] = field(default_factory=list)
     xxh128: dict[str, str] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
@@ -140,20 +143,20 @@ def merged_bytes(step: Step, card: Card | None, ledger: Ledger) -> Iterator[Any]
 
 
 def sums(step: Step, ledger: Ledger) -> Iterator[Any]:
-    """The bytes of base + LoRA, some rows at a time: what stays in a processor's cache is neither copied nor waited for.
-
-    MKL's products of some rows are, to the bit, those rows of the whole product (of columns they are not).
-    """
+    """The bytes of base + LoRA, some rows at a time: what stays in a processor's cache is neither copied nor waited for."""
     assert step.pair is not None
-    a, b = read_finite(step.pair.a, step.name), read_finite(step.pair.b, step.name)
+    a, b = read_finite(step.pair.a, step.name).float(), read_finite(step.pair.b, step.name).float()
     if not (is_zero(a) or is_zero(b)):
         ledger.updated.add(step.name)
     for start, rows in read_rows(step.place):
         if not is_finite(rows):
             raise not_finite(step.place, step.name)
-        merged = apply_delta(rows, LowRank(a, b[start : start + len(rows)], step.scale)).to(FLOATS[step.dtype])
+        merged = torch.empty_like(rows, dtype=FLOATS[step.dtype])
+        merge_rows(rows, a, b[start : start + len(rows)], step.scale, merged)
         if not is_finite(merged):
             raise overflow(step)
+        if step.name not in ledger.differing and not same_bytes(rows.to(merged.dtype), merged):
+            ledger.differing.add(step.name)
         yield bytes_of(merged)
 
 
@@ -225,14 +228,19 @@ def as_trained(weight: Tensor, step: Step, card: Card | None, ledger: Ledger) ->
 
 
 def require_only_planned_changes(steps: list[Step], folder: Path, ledger: Ledger) -> list[str]:
-    """Read the new files back: every updated tensor differs from the base, nothing else does. Returns what differs."""
+    """Read the new files back: every updated tensor differs from the base, nothing else does. Returns what differs.
+
+    What was seen to differ when it was made, and lies on the disk as it was made, is not compared again.
+    """
     written = read_layout(folder)
     if written.keys() != {step.name for step in steps}:
         raise UserError("the merged files do not hold the base's tensors", ExitCode.GATE)
     for name, place in written.items():
         if xxh128(place) != ledger.xxh128[name]:
             raise UserError(f"'{name}' is not on the disk as it was written", ExitCode.IO, hint="check the disk")
-    changed = [step.name for step in steps if not same_values(step.place, written[step.name])]
+    changed = [
+        step.name for step in steps if step.name in ledger.differing or not same_values(step.place, written[step.name])
+    ]
     strays = sorted(set(changed) - {step.name for step in steps if step.changes})
     swallowed = sorted(ledger.updated - set(changed))
     if strays:

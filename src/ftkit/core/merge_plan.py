@@ -74,7 +74,7 @@ def plan_merge(
 ) -> list[Step]:
     """A step for every tensor of the result, by name: those of the base's files, and what `untie` makes of a tied one.
 
-    model: the base on the meta device, with the adapter's vocabulary (`trained_vocabulary`). by_peft: what PEFT merges
+    model: the base without its weights, with the adapter's vocabulary (`trained_vocabulary`). by_peft: what PEFT merges
     itself. quantised: layers to take as training saw them. dtype: of the result as safetensors names it; None keeps
     each tensor's. ties: parameters that are one tensor with another (`tied_parameters`). untie: where the adapter
     breaks a tie, each side gets a tensor of its own; otherwise that is refused. Trained rows of tied embeddings keep
@@ -93,9 +93,10 @@ def plan_merge(
         return owner_of(parameter, owners, model, kept)
 
     changes = find_changes(model, layout, adapter, quantised, owner)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, parameter in parameters.items():
         if not changes.get(name, {}).keys() & {"replaced_by", "rows"}:
-            check_size(parameter, layout[name].shape, tuple(model.state_dict()[parameter].shape))
+            check_size(parameter, layout[name].shape, shapes[parameter])
     pieces = joined_names(model, layout) if by_peft else {}
     for name, update in updates_by_peft(by_peft, pieces, owner):
         changes.setdefault(name, {})["update"] = update

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftkit.io.tensors import row_ranges
+
 VALUES_AT_ONCE = 1 << 18
 
 
@@ -56,6 +58,18 @@ def apply_delta(weight: Tensor, update: LowRank) -> Tensor:
     for part, own in zip(torch.split(merged, rows), torch.split(weight, rows), strict=True):
         part.mul_(update.scale).add_(own)
     return merged if update.magnitude is None else with_magnitude(merged, update.magnitude, update.transposed)
+
+
+def merge_rows(own: Tensor, a: Tensor, b: Tensor, scale: float, merged: Tensor) -> None:
+    """Put own + scale * b a, rounded once, into `merged`. own, merged (n, in): any floating-point format; a (r, in) and b
+    (n, r): float32.
+
+    In equal parts that fit into a processor's cache. MKL's products of some rows are those rows of the whole product, to
+    the bit (500 combinations of shape and rank); single rows and columns are not.
+    """
+    for start, end in row_ranges(own.shape, VALUES_AT_ONCE):
+        part, rows = torch.mm(b[start:end], a).mul_(scale), own[start:end]
+        merged[start:end] = part.add_(rows.float() if rows.itemsize == 2 else rows)  # of two formats torch adds slowly
 
 
 def with_magnitude(direction: Tensor, magnitude: Tensor, transposed: bool) -> Tensor:

@@ -4,8 +4,10 @@ Parameters are placeholders: as large as the real ones to look at, one number in
 uses a placeholder by mistake shows in the logits. Legend: B T batch and tokens, in out widths of a layer.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
+
+from ftkit.io.tensors import FileWeight
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -119,11 +123,35 @@ def hold_while_running(outer: nn.Module, module: nn.Module, weights: Mapping[str
 
 
 def linear(module: nn.Linear, weight: Weight, x: Tensor) -> Tensor:
-    """x (B, T, in) -> (B, T, out), block by block of outputs."""
-    result = x.new_empty(*x.shape[:-1], weight.shape[0])
-    for start, block in weight.blocks():
-        result[..., start : start + len(block)] = x @ block.to(x.dtype).T
+    """x (B, T, in) -> (B, T, out), block by block of outputs; those of a file in threads that each read and multiply."""
+    rows = x.flatten(0, -2)
+    result = x.new_empty(len(rows), weight.shape[0])
+    threads = torch.get_num_threads()
+    if isinstance(weight, FileWeight) and threads > 1:
+        parts = weight.split(threads)
+        for done in [workers(threads).submit(multiply, rows, part, result[:, first:]) for first, part in parts]:
+            done.result()
+    else:
+        multiply(rows, weight, result)
+    result = result.view(*x.shape[:-1], -1)
     return result if module.bias is None else result.add_(module.bias)
+
+
+@lru_cache
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Threads that each compute with one."""
+    pool = ThreadPoolExecutor(threads, "multiply", partial(torch.set_num_threads, 1))
+    for started in [pool.submit(time.sleep, 0.01) for _ in range(threads)]:
+        started.result()
+    torch.set_num_threads(threads)  # those set it for later threads, too
+    return pool
+
+
+@torch.no_grad()
+def multiply(rows: Tensor, weight: Weight, result: Tensor) -> None:
+    """Put rows (N, in) times a weight (out, in) into the first `out` columns of `result`."""
+    for start, block in weight.blocks():
+        torch.mm(rows, block.to(rows.dtype).T, out=result[:, start : start + len(block)])
 
 
 def conv1d(module: Any, weight: Weight, x: Tensor) -> Tensor:

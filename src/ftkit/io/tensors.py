@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ class FileWeight:
             for start, end in ranges:
                 read_into(bytes_of(read[: end - start]), file, self.place)
                 yield start, values[: end - start].copy_(read[: end - start])
+
+    def split(self, count: int) -> list[tuple[int, "FileWeight"]]:
+        """(number of the first row, weight) of so many parts that can be read beside each other, or fewer."""
+        rows = self.shape[0]
+        ends = [rows * part // count for part in range(count + 1)]
+        return [(a, FileWeight(rows_of(self.place, a, b))) for a, b in pairwise(ends) if b > a]
 
     def pick(self, rows: Tensor) -> Tensor:
         """The rows of these numbers (n,)."""
@@ -128,7 +135,7 @@ def not_finite(place: TensorPlace, name: str) -> UserError:
 
 def is_finite(tensor: Tensor) -> bool:
     """True if no value is NaN or infinite; needs no memory (isfinite would copy the tensor)."""
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or bool(torch.isfinite(tensor.sum())):  # a sum that overflows says nothing
         return True
     low, high = torch.aminmax(tensor)  # NaN comes through
     return bool(torch.isfinite(low) & torch.isfinite(high))
@@ -137,6 +144,11 @@ def is_finite(tensor: Tensor) -> bool:
 def bytes_of(tensor: Tensor) -> Any:
     """The values of a tensor as they lie in memory, without a copy."""
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """True if two tensors of one format have the same bits: -0 is not 0."""
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def same_values(old: TensorPlace, new: TensorPlace) -> bool:
