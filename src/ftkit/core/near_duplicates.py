@@ -35,7 +35,7 @@ class Sketcher:
 
 
 class NearDuplicates:
-    """Remembers the sketch of every row that was new, about 2 KB each. The first row of a cluster is the one kept."""
+    """Remembers the sketch of every row that was new, about 1.5 KB each. The first row of a cluster is the one kept."""
 
     def __init__(self, threshold: float) -> None:
         import_datasketch()
