@@ -185,5 +185,8 @@ def require_described(sizes: ModelSizes | None, settings: EstimateSettings) -> N
 def rough_error(settings: EstimateSettings) -> str:
     """How sure the closed form is, in words."""
     if settings.gpus > 1:
-        return f"closed form for several cards, expected error {several_gpus.EXPECTED_ERROR:.0%}, held against no measurement"
+        return (
+            f"closed form for several cards, expected error {several_gpus.EXPECTED_ERROR:.0%}: shares as in the ZeRO paper, held"
+            " against no measurement"
+        )
     return f"closed form, expected error {EXPECTED_ERROR:.0%} of the allocated bytes"
