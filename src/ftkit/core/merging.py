@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftkit.io.tensors import row_ranges
-
 VALUES_AT_ONCE = 1 << 18
 
 
@@ -67,9 +65,10 @@ def merge_rows(own: Tensor, a: Tensor, b: Tensor, scale: float, merged: Tensor) 
     In equal parts that fit into a processor's cache. MKL's products of some rows are those rows of the whole product, to
     the bit (500 combinations of shape and rank); single rows and columns are not.
     """
-    for start, end in row_ranges(own.shape, VALUES_AT_ONCE):
-        part, rows = torch.mm(b[start:end], a).mul_(scale), own[start:end]
-        merged[start:end] = part.add_(rows.float() if rows.itemsize == 2 else rows)  # of two formats torch adds slowly
+    parts = max(1, min(len(own), -(-own.numel() // VALUES_AT_ONCE)))
+    for rows, factors, place in zip(*(tensor.tensor_split(parts) for tensor in (own, b, merged)), strict=True):
+        part = torch.mm(factors, a).mul_(scale)
+        place.copy_(part.add_(rows.float() if rows.itemsize == 2 else rows))  # of two formats torch adds slowly
 
 
 def with_magnitude(direction: Tensor, magnitude: Tensor, transposed: bool) -> Tensor:
