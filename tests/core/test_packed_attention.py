@@ -7,11 +7,13 @@ import torch
 from architectures import ARCHITECTURES, CONTEXT, GROUPED, UNTIED, build_model, config_of
 from transformers import AutoModelForCausalLM, GPTNeoConfig, Phi3Config
 
+import ftkit.core.compiled_shapes as compiled_shapes
 import ftkit.core.packing_check as packing_check
 from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import make_batch, micro_batches, packed_batches
 from ftkit.core.encoding import Example
 from ftkit.core.loss import mean_loss, summed_loss
+from ftkit.core.objectives import noisy_embeddings
 from ftkit.core.packed_attention import NAME, packed_attention
 from ftkit.core.packing import SHORTEST_SHARED, shared_length
 from ftkit.core.packing_check import packing_fault, rows_to_check
@@ -81,6 +83,29 @@ def test_packed_rows_with_and_without_sharing_are_padded_rows_and_rows_alone(arc
         for share in (True, False):
             assert_same(packed_loss_and_gradients(model, examples, budget, share=share), alone, loss=exact)
     assert_same(loss_and_gradients(model, micro_batches(examples, 4)), alone, loss=1e-7)
+
+
+@pytest.mark.parametrize("architecture", PACKED)
+def test_packs_that_are_filled_up_to_lengths_that_come_again_count_the_same(architecture, monkeypatch):
+    """As for bfloat16 on a CPU, where oneDNN compiles a kernel for each length, here in float64."""
+    model, examples = build_model(architecture, torch.float64), sharing_examples()
+    alone = loss_and_gradients(model, micro_batches(examples, 1))
+    monkeypatch.setattr(compiled_shapes, "is_compiled", lambda _: True)
+    lengths = set()
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: lengths.add(given[0].shape[1]))
+    for share in (True, False):
+        filled = packed_loss_and_gradients(model, examples, share=share)
+        assert_same(filled, alone, loss=1e-7 if architecture == "gemma2" else 1e-12)
+    hook.remove()
+    assert {length % compiled_shapes.PACK_MULTIPLE for length in lengths} == {0}
+
+
+def test_noise_on_embeddings_is_that_of_the_rows_in_a_pack_that_is_filled_up(monkeypatch):
+    model = build_model("llama", torch.float64)
+    batch = packed_batches(sharing_examples(), 10_000, share=False)[0]
+    monkeypatch.setattr(compiled_shapes, "is_compiled", lambda _: True)
+    with packed_attention(model), noisy_embeddings(model, batch, 5.0):
+        assert torch.isfinite(summed_loss(model, batch))
 
 
 def test_sharing_feeds_fewer_tokens():

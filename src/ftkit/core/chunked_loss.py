@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ftkit.core.batch_sizes import CHUNK_LOGITS, SMALLEST_CHUNK
+from ftkit.core.compiled_shapes import PACK_MULTIPLE, fill_of
 
 CACHED_LOGITS = 2**20
 """Logits that are worked on at once on a CPU: 4 MiB in float32."""
@@ -39,7 +40,8 @@ def loss_in_chunks(model: Any, hidden: Tensor, targets: "Targets", size: int) ->
     body = set(causal.get_decoder().parameters())
 
     def nats(rows: Tensor, chosen: Targets) -> Tensor:
-        return chosen.nats(logits_of_rows(causal, rows))
+        fill = fill_of(len(rows), PACK_MULTIPLE, rows)
+        return chosen.nats(logits_of_rows(causal, F.pad(rows, (0, 0, 0, fill))))
 
     pairs = zip(torch.split(hidden, size), targets.split(size), strict=True)
     head_learns = any(p.requires_grad and p not in body for p in causal.parameters()) or tied_head_learns(causal)
@@ -70,7 +72,7 @@ class Targets:
         return [Targets(*pair, self.smoothing) for pair in zip(labels, weights, strict=True)]
 
     def nats(self, logits: Tensor) -> Tensor:
-        """The summed loss of logits (n, V) -> (), in float32 at least."""
+        """The summed loss of logits (n, V) -> (), in float32 at least. On a CPU there may be further rows, for nothing."""
         if logits.device.type == "cpu":
             loss: Tensor = NatsInCache.apply(logits, self)  # type: ignore[no-untyped-call]
             return loss
@@ -96,9 +98,10 @@ class NatsInCache(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Targets) -> Tensor:
         """logits (n, V) -> () in nats; keeps the gradient, (n, V) in the logits' format."""
         wide, size, smoothing = wide_format(logits), rows_in_cache(logits), targets.smoothing
-        gradient = torch.empty_like(logits)
+        gradient, count = torch.empty_like(logits), len(targets.labels)
+        gradient[count:] = 0
         losses = []
-        parts = (torch.split(part, size) for part in (logits, gradient))
+        parts = (torch.split(part[:count], size) for part in (logits, gradient))
         for rows, place, target in zip(*parts, targets.split(size), strict=True):
             found, chosen = torch.softmax(rows, dim=-1, dtype=wide), target.labels.unsqueeze(1)
             # the label's own probability may be too small for the format, that of the likeliest token is not
@@ -120,7 +123,7 @@ class NatsInCache(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         """(n, V) in the logits' format."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None
+        return gradient if upstream[0] == 1 else gradient * upstream[0].to(gradient.dtype), None
 
 
 def rows_in_cache(logits: Tensor) -> int:

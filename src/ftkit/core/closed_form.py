@@ -133,11 +133,12 @@ class Shape:
     def kept_by_attention(self) -> float:
         """A position: inputs of the projections, queries, keys, values, what attention gives, its sums.
 
-        Joining the rows of a pack copies what attention gives; that of padded rows is the next projection's input itself.
+        Where a pack is not attended to in one call, joining its rows copies what attention gives; else that is the next
+        projection's input itself.
         """
         model, a = self.model, self.a
         inputs = a * model.hidden * self.keeps_input("q_proj", "k_proj", "v_proj")
-        out = a * model.query * (self.run.pack and self.keeps_input("o_proj"))
+        out = a * model.query * (self.run.pack and not self.uses_flash and self.keeps_input("o_proj"))
         return inputs + a * (2 * model.query + 2 * self.kept_keys) + 4 * model.heads + out
 
     @property

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkit.core.adapters import virtual_tokens
 from ftkit.core.batching import Batch
 from ftkit.core.chunked_loss import Targets, chunk_size, counted_hidden, loss_in_chunks
+from ftkit.core.compiled_shapes import PACK_MULTIPLE, fill_of
 from ftkit.core.packed_attention import attends_in_packs
 from ftkit.core.tree_attention import Layout
 
@@ -31,7 +33,8 @@ def summed_loss(model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> Te
         hidden = counted_hidden(model, counted, lambda: counted_logits(model, batch.input_ids, first, **batch.packing))
         if hidden is not None:
             return loss_in_chunks(model, hidden, targets, size)
-    return targets.nats(counted_logits(model, batch.input_ids, batch.counted, **batch.packing))
+    fill = fill_of(batch.counted.numel(), PACK_MULTIPLE, getattr(head, "weight", batch.counted))
+    return targets.nats(counted_logits(model, batch.input_ids, F.pad(batch.counted, (0, fill)), **batch.packing))
 
 
 def counted_logits(
@@ -48,10 +51,22 @@ def counted_logits(
     counted = behind_virtual(model, counted, input_ids)
     if layout is not None:
         assert attends_in_packs(model), "rows of a pack would see each other"
-        packing = {"position_ids": position_ids, "layout": layout}
+        embeddings = model.get_input_embeddings().weight
+        input_ids, packing = filled_pack(input_ids, position_ids, layout, embeddings)
     with selecting(model.get_output_embeddings(), counted):
         logits: Tensor = model(input_ids=input_ids, use_cache=False, **packing).logits
     return logits.flatten(0, 1)
+
+
+def filled_pack(
+    input_ids: Tensor, position_ids: Tensor | None, layout: Layout, embeddings: Tensor
+) -> tuple[Tensor, dict[str, Any]]:
+    """Ids, position_ids and layout of a pack, with one more segment where its length should come again; nobody sees it."""
+    fill = fill_of(input_ids.shape[1], PACK_MULTIPLE, embeddings)
+    if not fill or position_ids is None or layout.spans is not None:
+        return input_ids, {"position_ids": position_ids, "layout": layout}
+    layout = Layout((*layout.lengths, fill), (*layout.ancestors, ()))
+    return F.pad(input_ids, (0, fill)), {"position_ids": F.pad(position_ids, (0, fill)), "layout": layout}
 
 
 def behind_virtual(model: Any, counted: Tensor, input_ids: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkit.core.batching import Batch
@@ -37,7 +38,8 @@ def noisy_embeddings(model: Any, batch: Batch, alpha: float) -> Iterator[None]:
 
     def add_noise(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
         noise = torch.rand(embedded.shape, device=embedded.device) * 2 - 1
-        scales = alpha / (row_lengths(batch).to(embedded.device) * embedded.shape[-1]).sqrt()
+        lengths = row_lengths(batch, embedded.shape[1]).to(embedded.device)
+        scales = alpha / (lengths * embedded.shape[-1]).sqrt()
         return embedded + (noise * scales).to(embedded.dtype)
 
     hook = model.get_input_embeddings().register_forward_hook(add_noise)
@@ -47,9 +49,10 @@ def noisy_embeddings(model: Any, batch: Batch, alpha: float) -> Iterator[None]:
         hook.remove()
 
 
-def row_lengths(batch: Batch) -> Tensor:
-    """Length of the row of each position, float32: (B, 1, 1) of a padded batch, (1, T, 1) of a pack."""
+def row_lengths(batch: Batch, count: int) -> Tensor:
+    """Length of the row of each position, float32: (B, 1, 1) of a padded batch, (1, T, 1) of a pack of `count` positions."""
     lengths = torch.tensor(batch.lengths, dtype=torch.float32)
     if batch.layout is None:
         return lengths.view(-1, 1, 1)
-    return lengths.repeat_interleave(torch.tensor(batch.lengths)).view(1, -1, 1)
+    of_positions = lengths.repeat_interleave(torch.tensor(batch.lengths))
+    return F.pad(of_positions, (0, count - len(of_positions)), value=1.0).view(1, -1, 1)

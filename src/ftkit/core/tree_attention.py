@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkit.core.block_attention import block_attention
+from ftkit.core.compiled_shapes import SEGMENT_MULTIPLE, fill_of, is_compiled
 from ftkit.core.packing import Segment
 from ftkit.core.varlen_attention import Spans, fits_kernel, is_used_on, make_spans, varlen_attention
 
@@ -81,14 +82,26 @@ def segment_attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The same segment by segment -> (1, T, H, d); on pieces (`split`), so that their gradients are joined once."""
+    """The same segment by segment -> (1, T, H, d); on pieces (`split`), so that their gradients are joined once.
+
+    Zeros behind a segment's end, where no token of its own looks, make lengths that come again (`compiled_shapes`).
+    """
     queries, keys, values = (torch.split(tensor, list(layout.lengths), dim=2) for tensor in (query, key, value))
     outputs = []
-    for number, above in enumerate(layout.ancestors):
-        k = torch.cat([*(keys[i] for i in above), keys[number]], dim=2) if above else keys[number]
-        v = torch.cat([*(values[i] for i in above), values[number]], dim=2) if above else values[number]
-        outputs.append(attend(queries[number], k, v, scaling, dropout, window, softcap))
+    for number, (length, above) in enumerate(zip(layout.lengths, layout.ancestors, strict=True)):
+        fill = fill_of(length, SEGMENT_MULTIPLE, query)
+        q = joined([queries[number]], fill)
+        k, v = (joined([*(pieces[i] for i in above), pieces[number]], fill) for pieces in (keys, values))
+        outputs.append(attend(q, k, v, scaling, dropout, window, softcap)[:, :, :length])
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def joined(pieces: list[Tensor], fill: int) -> Tensor:
+    """Pieces (1, heads, tokens, d) in a row, and `fill` tokens of zeros behind them."""
+    if fill:
+        heads, width = pieces[0].shape[1], pieces[0].shape[3]
+        pieces = [*pieces, pieces[0].new_zeros((1, heads, fill, width))]
+    return torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
 
 
 def attend(
@@ -98,7 +111,7 @@ def attend(
     length, total = q.shape[2], k.shape[2]
     if softcap is not None or is_short_on_cpu(q, total):
         return plain_attention(q, k, v, scaling, dropout, window, softcap)
-    if is_bfloat16_on_cpu(q) and not dropout:
+    if is_compiled(q) and not dropout:  # in float32 torch's fused kernel is as fast
         return block_attention(q, k, v, scaling, window)
     grouped = q.shape[1] != k.shape[1]
     if length == total and (window is None or window >= total):
@@ -115,12 +128,7 @@ def is_short_on_cpu(q: Tensor, total: int) -> bool:
     Measured on an AMD EPYC with AVX512-BF16, forward and backward. They keep the weights of all pairs for the backward
     pass, 2 bytes a pair, head and layer: beyond this size that is too much.
     """
-    return is_bfloat16_on_cpu(q) and q.shape[2] * total <= SHORT_PAIRS
-
-
-def is_bfloat16_on_cpu(q: Tensor) -> bool:
-    """There batched products reach what torch's fused kernel does not; in float32 it is as fast as they are."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return is_compiled(q) and q.shape[2] * total <= SHORT_PAIRS
 
 
 def causal_mask(length: int, total: int, window: int | None, device: torch.device) -> Tensor:
