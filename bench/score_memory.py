@@ -34,11 +34,11 @@ from transformers.utils.logging import set_verbosity_error
 from ftkit.core.caching_allocator import GIB
 from ftkit.core.configuration import coerce, field_types
 from ftkit.core.cuda_operators import CPU, HOPPER_WORKSPACE, CudaKernels
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.plain_script import PlainScript, script_memory
 from ftkit.core.planned_run import plan_run
-from ftkit.core.settings import EstimateSettings
 from ftkit.core.training_memory import training_memory
 from ftkit.io.devices import DTYPES
 from ftkit.io.quantization import quantization_config

@@ -24,7 +24,7 @@ from ftkit.core.encoding import Example
 from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training import train_step
 
 VOCABULARY, BUDGET = 32_000, 4096

@@ -22,7 +22,7 @@ from conftest import assert_refused
 
 from ftkit import console
 from ftkit.commands import chat_editing, chat_terminal
-from ftkit.core.settings import ChatSettings
+from ftkit.core.chat_settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.card import Card, write_card
 from ftkit.io.template_files import load_template

@@ -12,7 +12,7 @@ from conftest import assert_refused
 
 import ftkit
 from ftkit import cli, console
-from ftkit.core.settings import flag_of
+from ftkit.core.options import flag_of
 from ftkit.errors import ExitCode, UserError
 
 HEAVY = ["torch", "transformers", "peft", "datasets", "bitsandbytes", "rich", "jinja2", "numpy", "yaml", "tokenizers"]
@@ -36,7 +36,7 @@ def loaded_by(*arguments, then=""):
 def test_help_of_a_command_lists_every_option_and_an_example(run_here, command):
     result = run_here(command, "--help", env={"COLUMNS": "120"})
     assert result.exit_code == 0 and result.stderr == ""
-    kind, _, example = cli.COMMANDS[command]
+    kind, example = cli.settings_of(command), cli.COMMANDS[command][2]
     listed = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", result.stdout))
     for field in fields(kind):
         argument = field.name in ("inputs", "data", "runs") or (command == "merge" and field.name == "run")

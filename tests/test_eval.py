@@ -7,7 +7,7 @@ import sys
 import pytest
 from eval_place import lines_of, make_place, shell
 
-from ftkit.core.settings import EvalSettings
+from ftkit.core.eval_settings import EvalSettings
 from ftkit.errors import ExitCode, UserError
 
 

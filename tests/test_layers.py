@@ -32,7 +32,6 @@ LIGHT = (
     "libraries",
     "postponed_compiler",
     "stopping",
-    "core.settings",
     "core.options",
     "core.prep_settings",
     "core.model_settings",
@@ -110,7 +109,7 @@ OURS = [(found, target(found)) for found in IMPORTS if target(found) is not None
 
 def test_the_reader_of_imports_sees_them():
     seen = {(found.importer, module, found.is_lazy) for found, module in OURS}
-    assert ("cli", "commands.train", True) in seen and ("commands.train", "core.settings", False) in seen
+    assert ("cli", "commands.train", True) in seen and ("commands.train", "core.train_settings", False) in seen
     assert ("cli", "console", False) in seen and ("io.adapter_folder", "__init__", False) in seen
     assert any(found.module == "rich.console" and found.is_lazy for found in IMPORTS)
 

@@ -23,7 +23,7 @@ import torch, peft
 from transformers import LlamaConfig, LlamaForCausalLM
 from ftkit.core.adapters import make_trainable
 from ftkit.core.optimizers import make_optimizer
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 shape = dict(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 model = make_trainable(LlamaForCausalLM(LlamaConfig(**shape)), TrainSettings(r=2))
 optimizer = make_optimizer(model, "adamw", 1e-3, 0.0)

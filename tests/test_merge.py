@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from xxhash import xxh3_128_hexdigest
 
-from ftkit.core.settings import MergeSettings
+from ftkit.core.merge_settings import MergeSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_folder import save_adapter
 from ftkit.io.atomic import MANIFEST, write_manifest

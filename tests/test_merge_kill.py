@@ -18,7 +18,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from ftkit.commands import merge
-from ftkit.core.settings import MergeSettings
+from ftkit.core.merge_settings import MergeSettings
 from ftkit import console
 import peft, transformers.models.llama.modeling_llama
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prep_shell import jsonl, rows_of
 
-from ftkit.core.settings import PrepSettings
+from ftkit.core.prep_settings import PrepSettings
 from ftkit.errors import ExitCode
 from ftkit.io.template_files import load_template
 

@@ -19,7 +19,7 @@ from ftkit.commands.train_plan import prepare
 from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training import begin_training, train_steps
 from ftkit.errors import ExitCode
 from ftkit.io.atomic import check_manifest, sha256_of_file

@@ -11,7 +11,7 @@ from ftkit.commands import train_memory
 from ftkit.commands.train_memory import compare, foretell
 from ftkit.commands.train_plan import prepare
 from ftkit.core.gpus import Gpu
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 
 MIB = 2**20

@@ -1,4 +1,4 @@
-"""The command line: options come from `ftkit.core.settings`, the work is in `ftkit.commands`.
+"""The command line: options come from a dataclass of each command, the work is in `ftkit.commands`.
 
 `main` turns a `UserError` into words and an exit status; nothing heavy is imported before a command runs.
 """
@@ -12,20 +12,30 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer._click.exceptions import ClickException, UsageError
 
 from ftkit import __version__, console
-from ftkit.core import settings as kinds
 from ftkit.core.configuration import Layer, describe, environment_layer, field_types, resolve, settle_unused
 from ftkit.core.durations import seconds_of
+from ftkit.core.model_settings import ModelSettings
+from ftkit.core.options import Argument, Option, flag_of
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 from ftkit.io.settings_files import PROJECT_FILE, is_record, read_command_table
 from ftkit.libraries import import_transformers, keep_few_primitives
 from ftkit.stopping import stop_requests
+
+if TYPE_CHECKING:
+    from ftkit.core.chat_settings import ChatSettings
+    from ftkit.core.estimate_settings import EstimateSettings
+    from ftkit.core.eval_settings import EvalSettings
+    from ftkit.core.merge_settings import MergeSettings
+    from ftkit.core.prep_settings import PrepSettings
+    from ftkit.core.train_settings import TrainSettings
 
 COMMON = {
     "config": (str | None, None, typer.Option(help="Settings from this .toml or .yaml file", metavar="FILE")),
@@ -36,21 +46,21 @@ COMMON = {
 }
 
 
-def run_prep(settings: kinds.PrepSettings) -> None:
+def run_prep(settings: "PrepSettings") -> None:
     """Forward to the command; its libraries load here, not for --help."""
     from ftkit.commands import prep
 
     prep.run(settings)
 
 
-def run_estimate_memory(settings: kinds.EstimateSettings) -> None:
+def run_estimate_memory(settings: "EstimateSettings") -> None:
     """Forward to the command."""
     from ftkit.commands import estimate_memory
 
     estimate_memory.run(settings)
 
 
-def run_train(settings: kinds.TrainSettings, chat: dict[str, Any]) -> None:
+def run_train(settings: "TrainSettings", chat: dict[str, Any]) -> None:
     """Forward to the command. Signals and the time limit count from here: loading libraries takes seconds.
 
     chat: what the files of settings say for chat, which the trained folder takes along.
@@ -64,7 +74,7 @@ def run_train(settings: kinds.TrainSettings, chat: dict[str, Any]) -> None:
         train.run(settings, stop, chat)
 
 
-def run_eval(settings: kinds.EvalSettings) -> None:
+def run_eval(settings: "EvalSettings") -> None:
     """Forward to the command, which may be stopped anywhere: what --cache has is whole."""
     kept = f"answers so far are in {settings.cache}: the same command goes on from there"
     hint = kept if settings.cache else "with --cache FILE the same command would go on where it was"
@@ -75,7 +85,7 @@ def run_eval(settings: kinds.EvalSettings) -> None:
         command.run(settings)
 
 
-def run_merge(settings: kinds.MergeSettings) -> None:
+def run_merge(settings: "MergeSettings") -> None:
     """Forward to the command."""
     import_transformers()
     from ftkit.commands import merge
@@ -83,7 +93,7 @@ def run_merge(settings: kinds.MergeSettings) -> None:
     merge.run(settings)
 
 
-def run_chat(settings: kinds.ChatSettings) -> None:
+def run_chat(settings: "ChatSettings") -> None:
     """Forward to the command, which may be ended anywhere; Ctrl-C is for the person at the terminal."""
     hint = "what was typed is in the history, what was answered stays; /save keeps a conversation"
     with stop_requests(hint=hint, signals=(signal.SIGTERM, signal.SIGHUP)):
@@ -93,18 +103,34 @@ def run_chat(settings: kinds.ChatSettings) -> None:
         chat.run(settings)
 
 
-COMMANDS: dict[str, tuple[type, Callable[..., None], str]] = {
-    "prep": (kinds.PrepSettings, run_prep, "ftkit prep reddot.csv --template alpaca > train.jsonl"),
+COMMANDS: dict[str, tuple[str, Callable[..., None], str]] = {
+    "prep": ("prep_settings.PrepSettings", run_prep, "ftkit prep reddot.csv --template alpaca > train.jsonl"),
     "estimate-memory": (
-        kinds.EstimateSettings,
+        "estimate_settings.EstimateSettings",
         run_estimate_memory,
         "ftkit estimate-memory --qlora --r 8 --targets all-linear --gpu t4",
     ),
-    "train": (kinds.TrainSettings, run_train, "ftkit train train.jsonl --qlora --r 8 --targets all-linear"),
-    "eval": (kinds.EvalSettings, run_eval, "ftkit eval --baseline --forgetting default --report report.html"),
-    "merge": (kinds.MergeSettings, run_merge, "ftkit merge"),
-    "chat": (kinds.ChatSettings, run_chat, "ftkit chat"),
+    "train": (
+        "train_settings.TrainSettings",
+        run_train,
+        "ftkit train train.jsonl --qlora --r 8 --targets all-linear",
+    ),
+    "eval": (
+        "eval_settings.EvalSettings",
+        run_eval,
+        "ftkit eval --baseline --forgetting default --report report.html",
+    ),
+    "merge": ("merge_settings.MergeSettings", run_merge, "ftkit merge"),
+    "chat": ("chat_settings.ChatSettings", run_chat, "ftkit chat"),
 }
+"""For each command its options, what runs it and an example."""
+
+
+def settings_of(command: str) -> type:
+    """The dataclass of a command's options. Only it is loaded: those of all six take a sixth of the time of --help."""
+    module, kind = COMMANDS[command][0].split(".")
+    found: type = getattr(import_module(f"ftkit.core.{module}"), kind)
+    return found
 
 
 def typer_command(*names: str) -> Any:
@@ -118,8 +144,7 @@ def typer_command(*names: str) -> Any:
         rich_markup_mode=None,  # plain help: rich would cost a quarter of the time budget of --help
     )
     for name in names:
-        kind, _, example = COMMANDS[name]
-        declare(app, name, kind, example)
+        declare(app, name, settings_of(name), COMMANDS[name][2])
     return typer.main.get_command(app)
 
 
@@ -143,20 +168,18 @@ def keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
-def parameter_of(field: Any, bare: Any, extra: kinds.Option | kinds.Argument) -> inspect.Parameter:
+def parameter_of(field: Any, bare: Any, extra: Option | Argument) -> inspect.Parameter:
     """A settings field as typer declares it: `--name` is the field's name, other names stand beside it."""
     default = None if field.default is MISSING else field.default
     default = list(default) if isinstance(default, tuple) else default
-    if isinstance(extra, kinds.Argument):
+    if isinstance(extra, Argument):
         return keyword(
             field.name,
             Annotated[bare, typer.Argument(help=extra.help, metavar=extra.metavar, show_default=False)],
             default,
         )
     shown = default not in (None, False, [])
-    option = typer.Option(
-        kinds.flag_of(field.name), *extra.names, help=extra.help, metavar=extra.metavar, show_default=shown
-    )
+    option = typer.Option(flag_of(field.name), *extra.names, help=extra.help, metavar=extra.metavar, show_default=shown)
     return keyword(field.name, Annotated[bare, option], default)
 
 
@@ -167,13 +190,13 @@ def execute(name: str, kind: type, forward: Callable[..., None], flags: dict[str
         console.QUIET if common.get("quiet") else console.VERBOSE if common.get("verbose") else console.NORMAL
     )
     layers = [
-        Layer("command line", flags, {key: kinds.flag_of(key) for key in flags}),
+        Layer("command line", flags, {key: flag_of(key) for key in flags}),
         environment_layer(kind, os.environ),
         *file_layers(name, common.get("config")),
     ]
     settings: tuple[Any, dict[str, str]] = resolve(kind, layers)
     resolved, sources = settings
-    if isinstance(resolved, kinds.ModelSettings):
+    if isinstance(resolved, ModelSettings):
         resolved, sources = settle_unused(resolved, sources, layers)
     if callable(getattr(resolved, "check", None)):  # merge has an option of that name
         resolved.check()
@@ -188,7 +211,8 @@ def execute(name: str, kind: type, forward: Callable[..., None], flags: dict[str
 
 def chat_of_files(config: str | None) -> dict[str, Any]:
     """What the files of settings say for chat: setting -> value."""
-    settings, sources = resolve(kinds.ChatSettings, file_layers("chat", config))
+    kind: Any = settings_of("chat")
+    settings, sources = resolve(kind, file_layers("chat", config))
     settings.check()
     return {name: getattr(settings, name) for name, source in sources.items() if source != "default"}
 
@@ -203,7 +227,7 @@ def file_layers(name: str, config: str | None) -> list[Layer]:
     layers = [Layer(str(path), *read_command_table(path, name), is_record=is_record(path)) for path in files]
     if config and name == "estimate-memory":
         values, places = read_command_table(Path(config), "train")
-        shared = {key: value for key, value in values.items() if key in field_types(kinds.ModelSettings)}
+        shared = {key: value for key, value in values.items() if key in field_types(ModelSettings)}
         layers.insert(1, Layer(config, shared, places, is_record=is_record(Path(config))))
     return layers
 
@@ -249,8 +273,9 @@ def run_command(name: str, arguments: list[str]) -> None:
         return
     if unread:
         context.fail(f"Got unexpected extra argument(s) ({' '.join(unread)})")
-    kind, forward, _ = COMMANDS[name]
-    execute(name, kind, forward, {key: value for key, value in given.items() if value is not None})
+    execute(
+        name, settings_of(name), COMMANDS[name][1], {key: value for key, value in given.items() if value is not None}
+    )
 
 
 def share_processors() -> None:

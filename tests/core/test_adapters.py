@@ -11,7 +11,7 @@ from ftkit.core.batching import make_batch
 from ftkit.core.encoding import Example
 from ftkit.core.loss import summed_loss
 from ftkit.core.meta_model import build_meta_model
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.quantization import quantization_config
 

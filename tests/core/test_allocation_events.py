@@ -8,7 +8,7 @@ from ftkit.core.allocation_events import ALLOCATE, BLOCK, FREE, RECORDED, stretc
 from ftkit.core.gpus import GPUS
 from ftkit.core.memory_estimate import Part
 from ftkit.core.planned_run import plan_run
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.io.devices import DTYPES
 from ftkit.io.quantization import quantization_config
 

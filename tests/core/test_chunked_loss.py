@@ -13,7 +13,7 @@ from ftkit.core.chunked_loss import SMALLEST_CHUNK, Targets, chunk_size
 from ftkit.core.encoding import Example
 from ftkit.core.loss import summed_loss
 from ftkit.core.packed_attention import packed_attention
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 
 SETTINGS = {
     "lora": TrainSettings(r=4, dtype="fp32"),

@@ -11,8 +11,8 @@ from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import make_batch
 from ftkit.core.class_evaluation import as_example, log_probabilities
 from ftkit.core.classes import balanced_weights, class_logits, class_loss, class_names, class_scores
-from ftkit.core.settings import TrainSettings
 from ftkit.core.targets import resolve_targets
+from ftkit.core.train_settings import TrainSettings
 from ftkit.io.class_head import ClassHead, with_classes
 
 NAMES = ("bad", "fine", "good")

@@ -7,11 +7,11 @@ import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from ftkit.core.closed_form import EXPECTED_ERROR, closed_form
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import GPUS
 from ftkit.core.memory_estimate import Part
 from ftkit.core.model_sizes import read_sizes
 from ftkit.core.planned_run import plan_run
-from ftkit.core.settings import EstimateSettings
 from ftkit.core.training_memory import simulated_device, training_memory
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import DTYPES

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftkit.core.chat_settings import ChatSettings
 from ftkit.core.configuration import (
     Layer,
     coerce,
@@ -16,16 +17,13 @@ from ftkit.core.configuration import (
     settle_unused,
     toml_value,
 )
+from ftkit.core.estimate_settings import EstimateSettings
+from ftkit.core.eval_settings import EvalSettings
+from ftkit.core.merge_settings import MergeSettings
 from ftkit.core.methods import METHODS, OPTIONS_OF
-from ftkit.core.settings import (
-    ChatSettings,
-    EstimateSettings,
-    EvalSettings,
-    MergeSettings,
-    PrepSettings,
-    TrainSettings,
-    flag_of,
-)
+from ftkit.core.options import flag_of
+from ftkit.core.prep_settings import PrepSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 
 KINDS = [PrepSettings, EstimateSettings, TrainSettings, EvalSettings, MergeSettings, ChatSettings]

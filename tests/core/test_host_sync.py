@@ -16,7 +16,7 @@ from ftkit.core.loss import summed_loss
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.packing import make_pack
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training import accumulate
 from ftkit.core.training_memory import on_meta
 from ftkit.core.varlen_attention import make_spans

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from ftkit.core.adapters import make_trainable
 from ftkit.core.batching import micro_batches
 from ftkit.core.liger_kernels import LigerUse, use_liger
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 
 
 def rms_norm(x, weight, epsilon, offset, casting, in_place):

@@ -24,7 +24,7 @@ from ftkit.core.methods import METHODS, recipe_of
 from ftkit.core.optimizers import make_optimizer, set_learning_rate
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.planned_run import PlannedRun
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training_memory import training_memory
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.quantization import quantization_of

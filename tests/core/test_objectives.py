@@ -15,7 +15,7 @@ from ftkit.core.chunked_loss import Targets
 from ftkit.core.encoding import Example
 from ftkit.core.objectives import noisy_embeddings, training_objective
 from ftkit.core.packed_attention import packed_attention
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training import accumulate
 
 

@@ -17,7 +17,7 @@ from ftkit.core.objectives import noisy_embeddings
 from ftkit.core.packed_attention import NAME, packed_attention
 from ftkit.core.packing import SHORTEST_SHARED, shared_length
 from ftkit.core.packing_check import packing_fault, rows_to_check
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.tree_attention import tree_attention
 
 OWN_ATTENTION = ("gpt-neo", "falcon")

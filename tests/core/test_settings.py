@@ -5,14 +5,11 @@ from dataclasses import fields
 
 import pytest
 
-from ftkit.core.settings import (
-    METHOD_FLAGS,
-    ChatSettings,
-    EvalSettings,
-    TrainSettings,
-    flag_of,
-    require,
-)
+from ftkit.core.chat_settings import ChatSettings
+from ftkit.core.eval_settings import EvalSettings
+from ftkit.core.model_settings import METHOD_FLAGS
+from ftkit.core.options import flag_of, require
+from ftkit.core.train_settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 
 IN_RANGE = {

@@ -17,7 +17,7 @@ from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.plan import Plan
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training import begin_training, require_finite, train_step, train_steps
 from ftkit.errors import ExitCode, UserError
 

@@ -10,7 +10,7 @@ from ftkit.core.encoding import Example
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.plan import Plan
 from ftkit.core.planned_run import plan_run
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training_memory import heaviest_batch, predict_training, steps_are_cut, training_memory
 
 CONFIG = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=256)

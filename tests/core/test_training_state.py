@@ -14,7 +14,7 @@ from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.loss import summed_loss
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.random_state import random_state, restore_random
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training import begin_training, train_steps
 from ftkit.core.training_state import collect_state, restore_state
 

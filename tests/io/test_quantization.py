@@ -9,7 +9,7 @@ from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import make_batch
 from ftkit.core.encoding import Example
 from ftkit.core.loss import mean_loss, summed_loss
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.io.base_model import find_base, load_weights
 from ftkit.io.quantization import (
     dequantize_weight,

@@ -11,9 +11,9 @@ from ftkit.commands.chat_editing import whole_text
 from ftkit.commands.chat_pipe import Questions, answer_questions, one_question, read_stdin
 from ftkit.commands.chat_session import Session
 from ftkit.commands.chat_subjects import introduce, load_speakers, open_asked
+from ftkit.core.chat_settings import ChatSettings
 from ftkit.core.conversation import Conversation, Speaker
 from ftkit.core.generation import Sampling
-from ftkit.core.settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import pick_device
 from ftkit.io.trained import load_trained

@@ -4,9 +4,9 @@ from typing import Any
 
 from ftkit import console
 from ftkit.core.answer_settings import RANGES, in_words, is_in_range, left_out_of, settings_of
+from ftkit.core.chat_settings import ChatSettings
 from ftkit.core.conversation import Speaker
 from ftkit.core.generation import Sampling
-from ftkit.core.settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.card import FILE
 from ftkit.io.trained import Trained

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import orjson
 
 from ftkit import console
+from ftkit.core.chat_settings import ChatSettings
 from ftkit.core.class_evaluation import as_example, log_probabilities
 from ftkit.core.encoding import Encoder
-from ftkit.core.settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.questions import Question, read_questions
 from ftkit.io.trained import Loaded

@@ -11,9 +11,9 @@ from ftkit import console
 from ftkit.commands.chat_subjects import find_speaker
 from ftkit.core.adapter_choice import BASE
 from ftkit.core.answering import BATCH
+from ftkit.core.chat_settings import ChatSettings
 from ftkit.core.conversation import Prompt, Speaker, answers_to, system_turn
 from ftkit.core.generation import Answer, Sampling
-from ftkit.core.settings import ChatSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.questions import Question, read_questions, typed
 from ftkit.io.ready_lines import ReadyLines

@@ -6,10 +6,11 @@ from ftkit.commands.estimate_model import Model
 from ftkit.core.batch_sizes import auto_micro_batch, auto_micro_tokens, steps_per_epoch
 from ftkit.core.batching import Batch
 from ftkit.core.encoding import Encoder, Example
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.examples import encode_rows
 from ftkit.core.plan import Plan
 from ftkit.core.planned_run import PlannedRun
-from ftkit.core.settings import EstimateSettings, TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training_memory import heaviest_batch, steps_are_cut
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import load_tokenizer

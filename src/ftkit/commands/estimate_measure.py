@@ -8,12 +8,12 @@ from ftkit.commands.estimate_model import Model
 from ftkit.commands.estimate_report import in_gib, versions, write_json
 from ftkit.core.caching_allocator import MIB
 from ftkit.core.cuda_operators import CPU
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import Gpu
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.optimizers import check_optimizer
 from ftkit.core.planned_run import plan_run
 from ftkit.core.real_steps import measure_steps
-from ftkit.core.settings import EstimateSettings
 from ftkit.core.training_memory import present_gpu, simulated_device, training_memory
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import DTYPES, dtype_name, pick_device, pick_dtype

@@ -8,9 +8,9 @@ from ftkit.commands.estimate_model import Model, read_model, settle_quantization
 from ftkit.commands.estimate_report import Answer, as_json, compare_table, in_gib, show, write_json
 from ftkit.commands.estimate_run import Estimates, Verdict, process_bytes, verdict
 from ftkit.commands.estimate_search import Suggestion, largest, settings_that_fit, suggest, train_command
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import GPUS, Gpu, find_gpu
 from ftkit.core.memory_estimate import MemoryEstimate
-from ftkit.core.settings import EstimateSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import say_default
 

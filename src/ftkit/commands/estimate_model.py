@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import console
+from ftkit.core.estimate_settings import EstimateSettings
+from ftkit.core.model_settings import held_as_stored
 from ftkit.core.model_sizes import ModelSizes, read_sizes
-from ftkit.core.settings import EstimateSettings, flag_of, held_as_stored
+from ftkit.core.options import flag_of
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import Base, find_base, read_config
 

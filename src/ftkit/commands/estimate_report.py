@@ -11,11 +11,12 @@ from ftkit.commands.estimate_run import Verdict, rough_error
 from ftkit.commands.estimate_search import Largest, Suggestion
 from ftkit.core.caching_allocator import GIB, MIB
 from ftkit.core.computer_memory import ComputerMemory, computer_memory, optimizer_bytes, pinned
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import MEASURED_CONTEXT, Gpu
 from ftkit.core.memory_estimate import MemoryEstimate, Part
 from ftkit.core.methods import METHODS
+from ftkit.core.model_settings import KEPT_CHECKPOINTS
 from ftkit.core.planned_run import PlannedRun
-from ftkit.core.settings import EstimateSettings, TrainSettings
 
 ASSUMED = (
     "the rows of a micro-batch are all as long as --max-length and all their tokens are counted: the most it can need"
@@ -202,7 +203,7 @@ def computer_of(answer: Answer) -> str:
 
 def disk_of(answer: Answer) -> str:
     """What the files take: of the base as it is published, of the run with the checkpoints that stay."""
-    disk, kept = answer.disk, TrainSettings.keep
+    disk, kept = answer.disk, KEPT_CHECKPOINTS
     what = "adapter" if METHODS[answer.settings.technique].is_adapter else "trained weights"
     return (
         f"{in_gib(disk['base'])} base (in 16 bits), {in_gib(disk['trained'])} {what},"

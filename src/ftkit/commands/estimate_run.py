@@ -8,11 +8,11 @@ from ftkit.commands.estimate_model import Model
 from ftkit.core import several_gpus
 from ftkit.core.caching_allocator import OutOfMemoryError
 from ftkit.core.closed_form import EXPECTED_ERROR, RESERVED, closed_form
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import Gpu
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.model_sizes import FAMILIES, ModelSizes
 from ftkit.core.planned_run import PlannedRun, plan_run
-from ftkit.core.settings import EstimateSettings
 from ftkit.core.several_gpus import Sharing
 from ftkit.errors import ExitCode, UserError
 from ftkit.libraries import import_bitsandbytes, import_transformers

@@ -6,8 +6,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ftkit.commands.estimate_run import CLEAR, Estimates, Verdict, process_bytes
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import Gpu
-from ftkit.core.settings import EstimateSettings, ModelSettings, flag_of
+from ftkit.core.model_settings import ModelSettings
+from ftkit.core.options import flag_of
 
 MOST_ROWS = 1024
 LENGTH_STEP = 64

@@ -7,12 +7,12 @@ from peft import LoraConfig
 
 from ftkit.commands.estimate_model import Model
 from ftkit.core.adapters import check_rank
+from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import Gpu
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.plain_script import PlainScript, script_memory
 from ftkit.core.planned_run import PlannedRun
-from ftkit.core.settings import EstimateSettings
 from ftkit.core.targets import resolve_targets
 from ftkit.core.training_memory import cannot_simulate, simulated_device, training_memory
 from ftkit.io.devices import DTYPES

@@ -21,7 +21,7 @@ from ftkit.commands.eval_subject import (
     refuse_base_of_head,
     require_fitting_head,
 )
-from ftkit.core.settings import EvalSettings
+from ftkit.core.eval_settings import EvalSettings
 from ftkit.io.answer_cache import AnswerCache
 from ftkit.io.atomic import refuse_existing
 from ftkit.io.devices import pick_device

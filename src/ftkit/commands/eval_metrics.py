@@ -9,9 +9,9 @@ from typing import Any
 
 from ftkit import console
 from ftkit.core.answer_scores import FIELD, Scoring, extract, fault_in, parse_json, rouge_can_read, score_answer
+from ftkit.core.eval_settings import EvalSettings
 from ftkit.core.evaluation import Row, Task, reference_of, scored_row
 from ftkit.core.scoring import LIKELIHOODS
-from ftkit.core.settings import EvalSettings
 from ftkit.core.translation_scores import bleu_scorer, writes_without_spaces
 from ftkit.errors import ExitCode, UserError, did_you_mean
 from ftkit.io.row_file import RowFile

@@ -8,10 +8,10 @@ from ftkit import console
 from ftkit.commands.eval_scores import Result, Scored
 from ftkit.core.answer_scores import FIELD
 from ftkit.core.comparison import Comparison
+from ftkit.core.eval_settings import EvalSettings
 from ftkit.core.forgetting import TOO_MUCH, Forgetting
 from ftkit.core.labels import confusion, label_in
 from ftkit.core.scoring import RowScore, is_lower_better, label_of, total
-from ftkit.core.settings import EvalSettings
 from ftkit.io.jsonl import rows_output
 from ftkit.io.trained import Trained
 

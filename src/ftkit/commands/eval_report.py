@@ -20,11 +20,12 @@ from ftkit.commands.eval_output import (
 from ftkit.commands.eval_scores import Result, Scored
 from ftkit.core import page
 from ftkit.core.comparison import Comparison
+from ftkit.core.eval_settings import EvalSettings
 from ftkit.core.forgetting import Forgetting
 from ftkit.core.labels import NO_LABEL
+from ftkit.core.options import flag_of
 from ftkit.core.page import Html
 from ftkit.core.scoring import RowScore, is_lower_better, label_of, total
-from ftkit.core.settings import EvalSettings, flag_of
 from ftkit.io.atomic import atomic_file
 from ftkit.io.trained import Trained
 

@@ -18,8 +18,8 @@ from ftkit.commands.eval_subject import identity_of, read_rows, require_fitting_
 from ftkit.core import page
 from ftkit.core.bootstrap import Interval
 from ftkit.core.comparison import spread
+from ftkit.core.eval_settings import EvalSettings
 from ftkit.core.scoring import label_of, metrics_of
-from ftkit.core.settings import EvalSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.answer_cache import AnswerCache
 from ftkit.io.atomic import atomic_file

@@ -15,6 +15,7 @@ from ftkit.core.bootstrap import Interval
 from ftkit.core.class_evaluation import class_task, score_classes
 from ftkit.core.comparison import Comparison, compare, spread
 from ftkit.core.encoding import Encoder
+from ftkit.core.eval_settings import EvalSettings
 from ftkit.core.evaluation import (
     Task,
     generate,
@@ -28,7 +29,6 @@ from ftkit.core.forgetting import Forgetting
 from ftkit.core.generation import Answer, Sampling, own_stop_ids
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.scoring import RowScore, merged, metrics_of
-from ftkit.core.settings import EvalSettings
 from ftkit.io.answer_cache import AnswerCache, key_of
 from ftkit.io.row_file import RowFile
 from ftkit.io.trained import Loaded, Trained, load_trained, without_adapter

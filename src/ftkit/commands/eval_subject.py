@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ftkit import console
-from ftkit.core.settings import EvalSettings
+from ftkit.core.eval_settings import EvalSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import sha256_of_file
 from ftkit.io.base_model import find_base, weights_sha256

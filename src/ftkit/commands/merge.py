@@ -28,10 +28,10 @@ from ftkit.core.merge_plan import (
     total_bytes,
     trained_vocabulary,
 )
+from ftkit.core.merge_settings import MergeSettings
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.ollama import modelfile
 from ftkit.core.proof import CONTINUED
-from ftkit.core.settings import MergeSettings
 from ftkit.core.streaming import build_placeholder_model
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter, Rows, open_adapter_weights

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ftkit.core.combining import EQUAL_RANKS, combine_updates
+from ftkit.core.merge_settings import MergeSettings
 from ftkit.core.merging import LowRank, adapter_scale
-from ftkit.core.settings import MergeSettings, require
+from ftkit.core.options import require
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import CONFIG, PREFIX, WEIGHTS, Adapter, open_adapter_weights
 from ftkit.io.tensors import read_finite

@@ -16,12 +16,12 @@ from ftkit import console
 from ftkit.commands.prep_output import rejects_output, rows_destination, to_file
 from ftkit.commands.prep_report import report, show_templates
 from ftkit.commands.prep_rows import Preparation, read_options, tell
+from ftkit.core.prep_settings import PrepSettings
 from ftkit.core.row_ledger import Ledger, NothingLeft
 from ftkit.core.row_making import About, Made
 from ftkit.core.row_order import mixed, parse_sample, quotas, sampled
 from ftkit.core.row_runs import Together
 from ftkit.core.row_stats import RowStats
-from ftkit.core.settings import PrepSettings
 from ftkit.core.sharding import parse_shard
 from ftkit.core.splitting import DIGEST_BYTES, parse_shares, question_digest
 from ftkit.errors import ExitCode, UserError

@@ -5,10 +5,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ftkit.core.prep_settings import PrepSettings
 from ftkit.core.row_ledger import Ledger
 from ftkit.core.row_making import Made
 from ftkit.core.row_runs import Together
-from ftkit.core.settings import PrepSettings
 from ftkit.core.splitting import Stratifier, parse_shares, part_of
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import atomic_folder, read_manifest

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ftkit import console
+from ftkit.core.prep_settings import PrepSettings
 from ftkit.core.row_ledger import SHOWN_OF_A_KIND, Ledger
 from ftkit.core.row_stats import RowStats
-from ftkit.core.settings import PrepSettings
 from ftkit.io.template_files import load_template, shipped_names
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from ftkit import console
 from ftkit.core.augmentation import augmenter
 from ftkit.core.columns import LOOKED_AT_ROWS, NoAnswer, refuse_data_as_header
 from ftkit.core.near_duplicates import NearDuplicates, Sketcher
+from ftkit.core.prep_settings import PrepSettings
 from ftkit.core.row_filters import parse_where
 from ftkit.core.row_ledger import SHOWN_OF_A_KIND, Ledger
 from ftkit.core.row_making import Choosing, LeftOut, Made, Noticed, Outcome, Rejected, RowMaker
 from ftkit.core.row_plan import Beginning, Plan, Row, is_evident, make_plan
 from ftkit.core.row_runs import Run, Together, unseen
-from ftkit.core.settings import PrepSettings
 from ftkit.core.sharding import parse_shard
 from ftkit.core.splitting import content_digest, question_digest
 from ftkit.core.transcripts import parse_marks

@@ -24,7 +24,7 @@ from ftkit.core.encoding import Encoder, Example
 from ftkit.core.liger_kernels import is_installed, use_liger
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.packing_check import packing_fault
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.varlen_attention import is_used_on
 from ftkit.io.adapter_folder import copy_trained, restore_adapter, save_adapter, save_model
 from ftkit.io.base_model import Base, config_sha256, load_weights, new_weights, weights_reader, weights_sha256

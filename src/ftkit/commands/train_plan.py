@@ -29,11 +29,12 @@ from ftkit.core.examples import Ledger
 from ftkit.core.liger_kernels import LigerUse
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.methods import METHODS
+from ftkit.core.model_settings import held_as_stored
 from ftkit.core.optimizer_memory import optimizer_memory
 from ftkit.core.optimizers import check_optimizer, warmup_steps
 from ftkit.core.plan import Plan
-from ftkit.core.settings import TrainSettings, held_as_stored
 from ftkit.core.targets import check_kept, class_head
+from ftkit.core.train_settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.atomic import is_staged
 from ftkit.io.base_model import (

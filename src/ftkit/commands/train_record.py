@@ -14,7 +14,7 @@ from typing import Any
 from ftkit import __version__, console
 from ftkit.commands.train_plan import NOT_IDENTITY, Prepared, base_facts
 from ftkit.core.configuration import toml_value
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import dtype_name, peak_memory
 from ftkit.io.run_folder import COMPLETE, RunFolder, mark_latest

@@ -11,7 +11,7 @@ from ftkit.core.classes import balanced_weights, class_names
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import Ledger, encode_rows, join_documents
 from ftkit.core.holdout import content_hash, hold_out
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.jsonl import STDIN
 from ftkit.io.row_file import RowFile, read_row_file

@@ -16,7 +16,7 @@ from ftkit import __version__, console
 from ftkit.commands.train_rows import Data, encode
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import Ledger
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.io.run_folder import RUNS, RunFolder
 from ftkit.io.token_file import TOKENS, read_tokens, write_tokens
 

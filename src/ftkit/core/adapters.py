@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ftkit.core.lora_forward import speed_up_lora
+from ftkit.core.model_settings import ModelSettings
 from ftkit.core.selective import free_weights
-from ftkit.core.settings import ModelSettings
 from ftkit.core.targets import (
     class_head,
     ends_with,

@@ -15,9 +15,9 @@ from ftkit.core.batch_sizes import CHUNK_LOGITS, SMALLEST_CHUNK
 from ftkit.core.caching_allocator import KIB, MIB, round_up
 from ftkit.core.gpus import Gpu
 from ftkit.core.memory_estimate import MemoryEstimate, Part, Phase
+from ftkit.core.model_settings import ModelSettings
 from ftkit.core.model_sizes import ModelSizes
 from ftkit.core.planned_run import PlannedRun
-from ftkit.core.settings import ModelSettings
 from ftkit.core.several_gpus import Sharing
 from ftkit.core.targets_by_name import HEAD, LAYERS, named_targets
 from ftkit.errors import ExitCode, UserError

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ftkit.core.settings import METHOD_WORDS, ModelSettings, flag_of
+from ftkit.core.model_settings import METHOD_WORDS, ModelSettings
+from ftkit.core.options import flag_of
 from ftkit.errors import ExitCode, UserError, did_you_mean
 
 Settings = TypeVar("Settings")

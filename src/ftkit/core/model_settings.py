@@ -12,6 +12,8 @@ from ftkit.errors import ExitCode, UserError
 METHOD_FLAGS = ("lora", "qlora", "load_in_8bit", "full")
 METHOD_WORDS = (*METHOD_FLAGS, "method")
 """Options that each ask for a method."""
+KEPT_CHECKPOINTS = 2
+"""Of a run, by default, beside its best one."""
 
 
 @dataclass(frozen=True)

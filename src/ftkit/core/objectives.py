@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ftkit.core.batching import Batch
 from ftkit.core.classes import class_loss
 from ftkit.core.loss import summed_loss
-from ftkit.core.settings import TrainSettings
+from ftkit.core.train_settings import TrainSettings
 from ftkit.core.training import Objective
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from ftkit.core.batch_sizes import auto_micro_batch, auto_micro_tokens
 from ftkit.core.gpus import Gpu
 from ftkit.core.methods import METHODS
-from ftkit.core.settings import ModelSettings
+from ftkit.core.model_settings import ModelSettings
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 

@@ -22,10 +22,10 @@ from ftkit.core.adapters import make_trainable
 from ftkit.core.batching import Batch
 from ftkit.core.loss import mean_loss, summed_loss
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.model_settings import ModelSettings
 from ftkit.core.optimizers import make_optimizer
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.planned_run import PlannedRun
-from ftkit.core.settings import ModelSettings
 from ftkit.core.training import train_step
 from ftkit.core.training_memory import longest_batch
 from ftkit.io.devices import DTYPES

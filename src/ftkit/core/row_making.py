@@ -13,10 +13,10 @@ from orjson import dumps
 
 from ftkit.core.augmentation import Augment
 from ftkit.core.mojibake import misread_sample
+from ftkit.core.prep_settings import PrepSettings
 from ftkit.core.row_filters import Condition, check_where, length_option, texts_of
 from ftkit.core.row_ledger import Ledger
 from ftkit.core.row_plan import CARRIED, Plan, Row
-from ftkit.core.settings import PrepSettings
 from ftkit.core.sharding import Shard
 from ftkit.core.splitting import content_of, lasting_digest, quick_digest
 from ftkit.errors import ExitCode, UserError

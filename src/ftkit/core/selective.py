@@ -4,7 +4,7 @@ import re
 
 from torch import nn
 
-from ftkit.core.settings import ModelSettings
+from ftkit.core.model_settings import ModelSettings
 from ftkit.core.targets import class_head
 from ftkit.errors import ExitCode, UserError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ftkit.core.durations import rhythm_of, seconds_of
-from ftkit.core.model_settings import METHOD_WORDS, ModelSettings
+from ftkit.core.model_settings import KEPT_CHECKPOINTS, METHOD_WORDS, ModelSettings
 from ftkit.core.options import Argument, Option, flag_of, require, require_seed
 from ftkit.errors import ExitCode, UserError
 
@@ -79,7 +79,7 @@ class TrainSettings(ModelSettings):
             metavar="auto|STEPS|SHARE|TIME",
         ),
     ] = "auto"
-    keep: Annotated[int, Option("Checkpoints that stay, the best one not counted", metavar="N")] = 2
+    keep: Annotated[int, Option("Checkpoints that stay, the best one not counted", metavar="N")] = KEPT_CHECKPOINTS
     early_stop: Annotated[
         int | None,
         Option("Stop after N checkpoints without a lower held-out loss, and keep the best one", metavar="N"),

@@ -22,12 +22,12 @@ from ftkit.core.loss import summed_loss
 from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.memory_simulation import Recording, SimulatedDevice, quiet, record
 from ftkit.core.meta_model import build_meta_model
+from ftkit.core.model_settings import ModelSettings
 from ftkit.core.model_sizes import FAMILIES
 from ftkit.core.packed_attention import packed_attention
 from ftkit.core.packing import Segment
 from ftkit.core.plan import Plan
 from ftkit.core.planned_run import PlannedRun, with_padded_rows
-from ftkit.core.settings import ModelSettings
 from ftkit.core.tree_attention import make_layout, tree_attention
 from ftkit.core.varlen_attention import make_spans
 from ftkit.errors import ExitCode, UserError
