@@ -73,6 +73,9 @@ def test_weighted_inputs_are_mixed_in_their_proportions_and_reported(prep, tmp_p
     assert Counter(row["text"][0] for row in ten.rows) == {"a": 75, "b": 25}
     assert prep("a.jsonl=0.7", "b.jsonl").exit_code == ExitCode.USAGE
     assert prep("a.jsonl=0", "b.jsonl=1").exit_code == ExitCode.USAGE
+    for weight in ("-1", "much", ""):
+        wrong = prep(f"a.jsonl={weight}", "b.jsonl=1")
+        assert wrong.exit_code == ExitCode.USAGE and f"a.jsonl={weight}: '{weight}' is no weight" in wrong.stderr
 
 
 def test_nearly_equal_rows_are_left_out_and_their_clusters_reported(prep):

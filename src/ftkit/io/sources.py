@@ -54,10 +54,15 @@ def find_sources(arguments: Sequence[str]) -> Sources:
 
 def split_weight(argument: str) -> tuple[str, float | None]:
     """(`a.jsonl`, 0.7) of `a.jsonl=0.7`; a file whose name holds the = is just that file."""
-    matched = WEIGHTED.fullmatch(argument)
-    if matched is None or os.path.exists(argument):
+    if os.path.exists(argument):
         return argument, None
-    return matched["name"], float(matched["weight"])
+    if matched := WEIGHTED.fullmatch(argument):
+        return matched["name"], float(matched["weight"])
+    name, _, weight = argument.rpartition("=")
+    if name and os.path.exists(name):
+        hint = "a weight is a number above 0: a.jsonl=0.7 b.jsonl=0.3"
+        raise UserError(f"{argument}: '{weight}' is no weight", ExitCode.USAGE, hint=hint)
+    return argument, None
 
 
 def normal(weights: Sequence[float]) -> tuple[float, ...]:
