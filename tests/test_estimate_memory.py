@@ -4,11 +4,13 @@ import json
 import os
 import shlex
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import assert_refused
 from transformers import FalconConfig, GPT2Config, GPTNeoConfig, LlamaConfig, Qwen3MoeConfig
 
+from ftkit.commands import estimate_search
 from ftkit.core.gpus import GPUS, find_gpu
 from ftkit.errors import ExitCode, UserError
 
@@ -86,6 +88,7 @@ def test_a_model_that_ignores_packs_is_estimated_on_padded_rows(as_json, tmp_pat
             as_json("--model", tmp_path / name, "--max-length", 64, "--pack", way) for way in ("on", "off")
         )
         assert packed["allocated_bytes"] == padded["allocated_bytes"] > 0
+        assert packed["run"] == padded["run"] and "takes no packs" in packed["notes"][-1] and not padded["notes"]
 
 
 def test_a_person_gets_tables_on_stdout_and_remarks_on_stderr(estimate, small):
@@ -126,6 +129,16 @@ def test_the_table_of_methods_has_a_row_for_each(estimate, small):
         "int8",
         "qlora",
     ]
+    assert "expected error 3%" in result.stderr
+
+
+def test_the_table_of_methods_says_which_of_them_a_card_holds(estimate, small, llama_7b):
+    result = estimate("--model", llama_7b, "--compare", "--fast", "--gpu", "l4", "--dtype", "fp16")
+    lines = [line.split() for line in result.stdout.splitlines()[3:] if line.split()[:1] in (["full"], ["qlora"])]
+    assert [line[-1] for line in lines] == ["no", "fits"] and result.exit_code == ExitCode.OK
+    assert "fp16 is too narrow" in result.stderr
+    none = estimate("--model", llama_7b, "--compare", "--fast", "--gpu", "4GB")
+    assert none.exit_code == ExitCode.MEMORY and "none of the methods fits" in none.stderr
 
 
 def test_a_t4_computes_in_fp16_and_says_so_where_bf16_was_asked(as_json, small):
@@ -185,6 +198,18 @@ def test_what_does_not_fit_exits_5_with_priced_changes_of_which_one_does(estimat
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_method_by_its_name_that_does_not_fit_is_told_what_would(estimate, llama_7b, method):
+    result = estimate("--model", llama_7b, "--method", method, "--gpu", "t4", "--micro-batch", 1, "--fast")
+    assert result.exit_code == ExitCode.MEMORY and "hint: --qlora" in result.stderr
+
+
+def test_a_verdict_of_the_formula_near_the_limit_is_said_to_be_one(as_json, llama_7b):
+    options = ("--model", llama_7b, "--fast", "--qlora", "--max-length", 1024, "--gradient-checkpointing", "on")
+    assert any("near the limit" in warning for warning in as_json(*options, "--gpu", "8GB")["warnings"])
+    assert not as_json(*options, "--gpu", "t4")["warnings"]
+
+
 def test_json_is_whole_where_it_does_not_fit(estimate, small):
     result = estimate("--model", small, "--gpu", "400MB", "--json", "--max-length", 128)
     assert result.exit_code == ExitCode.MEMORY
@@ -218,6 +243,7 @@ def test_several_cards_share_the_states_by_their_way(as_json, llama_7b):
     sizes = [each["allocated_bytes"] for each in ways]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4 and sizes[0] > one["allocated_bytes"]
     assert {each["expected_error"] for each in ways} == {0.1}
+    assert {(each["run"]["rows"], each["run"]["micro_steps"]) for each in ways} == {(2, 1)}  # of 16, by 8 cards
     assert any("trains on one card" in note for note in ways[0]["notes"])
     assert ways[1]["parts_bytes"]["optimizer"] == pytest.approx(one["parts_bytes"]["optimizer"] / 8, rel=0.01)
 
@@ -243,7 +269,9 @@ def test_the_formula_loads_neither_torch_nor_transformers(ftkit, llama_7b, tmp_p
 def rows(tmp_path):
     """A file of rows of two lengths."""
     path = tmp_path / "train.jsonl"
-    texts = [("say a", "yes"), ("say " + "a long word " * 20, "no " * 30)] * 10
+    texts = [(f"say {n}", "yes") for n in range(10)] + [
+        (f"say {n}" + "a long word " * 20, "no " * 30) for n in range(10)
+    ]
     path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in texts))
     return path
 
@@ -252,13 +280,14 @@ def test_real_rows_give_real_lengths_steps_and_tokens(as_json, estimate, tiny_mo
     options = ("--model", tiny_model, "--data", rows, "--batch", 8, "--micro-batch", 2)
     packed, padded = (as_json(*options, "--pack", way, "--share-prefix", "off") for way in ("on", "off"))
     facts = packed["data"]
-    assert facts["rows"] == 20 and facts["steps"] == 3 and facts["dropped"] == 0
-    assert facts["counted"] < facts["tokens"] < 20 * facts["longest"]
+    assert facts["rows"] + facts["held_out"] == 20 and facts["held_out"] > 0
+    assert facts["steps"] == -(-facts["rows"] // 8) and facts["dropped"] == 0
+    assert facts["counted"] < facts["tokens"] < facts["rows"] * facts["longest"]
     assert packed["run"]["tokens"] == facts["longest"] < 512
     assert facts["heaviest"] <= 2 * facts["longest"] and padded["data"]["heaviest"] == 2 * (facts["longest"] - 1)
     assumed = as_json("--model", tiny_model, "--max-length", 512, "--batch", 8, "--micro-batch", 2)
     assert packed["allocated_bytes"] < assumed["allocated_bytes"] and packed["assumed"] is None
-    assert "20 rows" in estimate(*options).stdout
+    assert f"{facts['rows']} rows to train" in estimate(*options).stdout
 
 
 def test_changes_are_priced_on_the_real_rows_too(estimate, tiny_model, rows):
@@ -307,6 +336,10 @@ def test_a_quantised_model_of_random_weights_can_be_measured(estimate, small, me
         (("--framework", "hf", "--fast"), ExitCode.USAGE, "simulated"),
         (("--gpus", 0), ExitCode.USAGE, "1 or more"),
         (("--gpus", 2, "--measure"), ExitCode.USAGE, "neither"),
+        (("--gpus", 2, "--fit", "80GB"), ExitCode.USAGE, "one card"),
+        (("--parallel", "zero3"), ExitCode.USAGE, "--gpus"),
+        (("--template", "alpaca"), ExitCode.USAGE, "--data"),
+        (("--compare", "--quantize", "fp4"), ExitCode.USAGE, "exclude"),
         (("--gpu", "t4", "--measure"), ExitCode.USAGE, "exclude"),
         (("--model", "./nowhere"), ExitCode.MODEL, "no such model folder"),
     ],
@@ -400,3 +433,22 @@ def test_paged_states_are_on_the_disk_too(as_json, llama_7b):
     found = [as_json("--model", llama_7b, "--fast", "--optimizer", each) for each in ("adamw-8bit", "paged-adamw-8bit")]
     assert found[0]["disk_bytes"] == found[1]["disk_bytes"]
     assert found[1]["computer_bytes"]["waiting"] == 2 * found[1]["trained_parameters"]
+
+
+def test_the_settings_of_a_run_from_scratch_are_estimated_as_such(as_json, estimate, small, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text(f'[train]\ninit = "{small}"\nqlora = false\nmax_length = 64\n')
+    found, full = as_json("--config", config), as_json("--model", small, "--full", "--max-length", 64)
+    assert found["run"]["method"] == "full" and found["allocated_bytes"] == full["allocated_bytes"]
+    config.write_text('[train]\nobjective = "classify"\n')
+    assert_refused(estimate("--config", config), ExitCode.ENVIRONMENT, f"{config}:2", "--dry-run")
+
+
+def test_the_largest_batch_is_found_where_guesses_are_refused(monkeypatch):
+    """Every guess along the line is too large; one row is not."""
+    taken = {count: 10 if count == 1 else 1000 for count in range(100)}
+    monkeypatch.setattr(estimate_search, "process_bytes", lambda estimate, gpu: estimate)
+    monkeypatch.setattr(estimate_search, "guessed", lambda *_: lambda count: count)
+    estimates = SimpleNamespace(is_described=lambda *_: False, exact=lambda count, gpu: taken[count])
+    gpu = SimpleNamespace(usable_bytes=60, margin_bytes=10)
+    assert estimate_search.most(estimates, lambda count: count, 64, gpu) == 1

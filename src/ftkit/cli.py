@@ -226,8 +226,10 @@ def file_layers(name: str, config: str | None) -> list[Layer]:
     files += [Path(PROJECT_FILE)] if Path(PROJECT_FILE).is_file() else []
     layers = [Layer(str(path), *read_command_table(path, name), is_record=is_record(path)) for path in files]
     if config and name == "estimate-memory":
+        from ftkit.core.estimate_settings import settings_of_training
+
         values, places = read_command_table(Path(config), "train")
-        shared = {key: value for key, value in values.items() if key in field_types(ModelSettings)}
+        shared = settings_of_training(values, places)
         layers.insert(1, Layer(config, shared, places, is_record=is_record(Path(config))))
     return layers
 

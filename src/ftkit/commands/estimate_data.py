@@ -8,6 +8,7 @@ from ftkit.core.batching import Batch
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.examples import encode_rows
+from ftkit.core.holdout import held_of
 from ftkit.core.plan import Plan
 from ftkit.core.planned_run import PlannedRun
 from ftkit.core.train_settings import TrainSettings
@@ -20,7 +21,7 @@ from ftkit.io.template_files import load_template, template_of_rows
 
 @dataclass
 class RealRows:
-    """The rows of a file as examples; facts: numbers about them as one would train them."""
+    """The rows of a file that are trained, as examples; facts: numbers about them."""
 
     examples: list[Example]
     facts: dict[str, int] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class RealRows:
 
 
 def read_data(settings: EstimateSettings, model: Model) -> RealRows:
-    """The rows encoded as training encodes them; what is too long is dropped, as there."""
+    """The rows encoded as training encodes them; what is too long is dropped, and a share is held out, as there."""
     assert settings.data is not None
     file = read_row_file(settings.data, "estimate-memory")
     if file.kind == "classification":
@@ -64,18 +65,23 @@ def read_data(settings: EstimateSettings, model: Model) -> RealRows:
     encoder = Encoder(load_tokenizer(model.base, model.config.get_text_config().vocab_size), template)
     length = min(settings.max_length, model.context or settings.max_length)
     rows = zip(file.places, file.rows, strict=True)
-    examples, _, ledger = encode_rows(rows, encoder, max_length=length, overlength="drop")
+    examples, origin, ledger = encode_rows(rows, encoder, max_length=length, overlength="drop")
     if not examples:
         raise UserError(
             f"{file.source}: no row fits into {length} tokens with something to learn",
             ExitCode.DATA,
             hint="a longer --max-length, or shorter prompts",
         )
+    held = held_of(file.rows, origin, float(TrainSettings.valid))
+    examples = [example for example, row in zip(examples, origin, strict=True) if row not in held]
+    longest = max(len(example.ids) for example in examples)
     plan = plan_of(settings, examples, pack=settings.pack == "on")
     heaviest = heaviest_batch(plan, examples)
-    facts = {"rows": len(examples), "dropped": ledger.dropped, "tokens": ledger.tokens, "counted": ledger.counted,
-             "longest": ledger.longest, "steps": plan.steps, "heaviest": heaviest.input_ids.numel()}  # fmt: skip
-    return RealRows(examples, facts, {(plan, ledger.longest): heaviest})
+    facts = {"rows": len(set(origin)) - len(held), "held_out": len(held), "dropped": ledger.dropped,
+             "tokens": sum(len(example.ids) for example in examples),
+             "counted": sum(sum(example.counted) for example in examples),
+             "longest": longest, "steps": plan.steps, "heaviest": heaviest.input_ids.numel()}  # fmt: skip
+    return RealRows(examples, facts, {(plan, longest): heaviest})
 
 
 def plan_of(settings: EstimateSettings, examples: list[Example], *, pack: bool) -> Plan:

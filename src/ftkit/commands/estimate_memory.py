@@ -6,14 +6,17 @@ from typing import Any
 from ftkit import console
 from ftkit.commands.estimate_model import Model, read_model, settle_quantization
 from ftkit.commands.estimate_report import Answer, as_json, compare_table, in_gib, show, write_json
-from ftkit.commands.estimate_run import Estimates, Verdict, process_bytes, verdict
+from ftkit.commands.estimate_run import Estimates, Verdict, is_clear, process_bytes, verdict
 from ftkit.commands.estimate_search import Suggestion, largest, settings_that_fit, suggest, train_command
 from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import GPUS, Gpu, find_gpu
 from ftkit.core.memory_estimate import MemoryEstimate
+from ftkit.core.model_settings import METHOD_FLAGS
+from ftkit.core.planned_run import with_padded_rows
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.base_model import say_default
 
+IGNORES_PACKS = "this architecture takes no packs: padded rows are estimated, as in training"
 METHODS: tuple[dict[str, Any], ...] = ({"full": True}, {"lora": True}, {"load_in_8bit": True}, {"qlora": True})
 
 
@@ -36,10 +39,7 @@ def run(settings: EstimateSettings) -> None:
     if settings.fit and gpu:
         settings = fitted(estimates, settings, gpu)
     answer = find_answer(estimates, settings, gpu, rows)
-    for note in answer.notes:
-        console.info(note)
-    for warning in answer.warnings:
-        console.warn(warning)
+    say([answer])
     if settings.json:
         write_json(as_json(answer))
     else:
@@ -54,11 +54,12 @@ def find_answer(
     settled = estimates.with_settled_checkpointing(settings, gpu)
     estimate = estimates.exact(settled, gpu)
     found = exact_verdict(estimates, settled, gpu, estimate) if gpu else None
+    plan = estimates.plan(settled, gpu)
     is_too_small = found is not None and found.word == "no"
     return Answer(
         settings=settings,
         model=estimates.model,
-        plan=estimates.plan(settled, gpu),
+        plan=with_padded_rows(plan, settled) if estimate.ignores_packs else plan,
         estimate=estimate,
         gpu=gpu,
         verdict=found,
@@ -66,8 +67,8 @@ def find_answer(
         suggestions=suggest(estimates, settled, gpu, found) if gpu and found and is_too_small else [],
         largest=largest(estimates, settled, gpu) if gpu and not is_too_small and rows is None else None,
         rows=rows,
-        notes=notes_on(settings, estimates.model, gpu),
-        warnings=warnings_on(settings, estimates.model, gpu),
+        notes=notes_on(settings, estimates.model, gpu) + ([IGNORES_PACKS] if estimate.ignores_packs else []),
+        warnings=warnings_on(settings, estimates.model, gpu) + near_limit(found, gpu),
         command=train_command(settled) if settings.fit else None,
     )
 
@@ -100,11 +101,12 @@ def fitted(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> Estima
 
 
 def compare(estimates: Estimates, settings: EstimateSettings, gpu: Gpu | None) -> None:
-    """One row a method, other settings being equal."""
+    """One row a method, other settings being equal; exit 5 if the card that was named holds none of them."""
     found: list[tuple[Answer, str]] = []
+    if settings.dtype == "fp16":
+        console.info("full training is estimated with --dtype auto: fp16 is too narrow for it")
     for method in METHODS:
-        changed = replace(settings, lora=False, full=False, load_in_8bit=False, qlora=False, method=None, quantize=None)
-        changed = replace(changed, **method)
+        changed = replace(settings, **dict.fromkeys(METHOD_FLAGS, False) | method)
         if method.get("full") and changed.dtype == "fp16":
             changed = replace(changed, dtype="auto")
         settled = estimates.with_settled_checkpointing(changed, gpu)
@@ -113,11 +115,15 @@ def compare(estimates: Estimates, settings: EstimateSettings, gpu: Gpu | None) -
         answer = Answer(changed, estimates.model, estimates.plan(settled, gpu), estimate, gpu, judged, [], [], None, None,
                         notes_on(changed, estimates.model, gpu), warnings_on(changed, estimates.model, gpu), None)  # fmt: skip
         found.append((answer, smallest_card(estimates, changed)))
+    say([answer for answer, _ in found])
     if settings.json:
         rows = [as_json(answer) | {"smallest_card": card} for answer, card in found]
         write_json({"schema": "ftkit.estimates/1", "methods": rows})
-        return
-    compare_table(found)
+    else:
+        compare_table(found)
+    if gpu and all(answer.verdict and answer.verdict.word == "no" for answer, _ in found):
+        hint = f"ftkit estimate-memory with --fit {settings.gpu} looks for settings that do"
+        raise UserError(f"none of the methods fits {gpu.name} with these settings", ExitCode.MEMORY, hint=hint)
 
 
 def smallest_card(estimates: Estimates, settings: EstimateSettings) -> str:
@@ -130,6 +136,14 @@ def smallest_card(estimates: Estimates, settings: EstimateSettings) -> str:
 
 
 # ---------------------------------------------------------------- what is said about it
+def say(answers: list[Answer]) -> None:
+    """Notes and warnings, each once."""
+    for note in dict.fromkeys(note for answer in answers for note in answer.notes):
+        console.info(note)
+    for warning in dict.fromkeys(warning for answer in answers for warning in answer.warnings):
+        console.warn(warning)
+
+
 def notes_on(settings: EstimateSettings, model: Model, gpu: Gpu | None) -> list[str]:
     """What is estimated otherwise than one may expect."""
     notes, context = [], model.context
@@ -158,6 +172,13 @@ def warnings_on(settings: EstimateSettings, model: Model, gpu: Gpu | None) -> li
             " stay in 16 bits, without adapters"
         )
     return warnings
+
+
+def near_limit(found: Verdict | None, gpu: Gpu | None) -> list[str]:
+    """The closed form's verdict on a run that the card just holds, or just does not."""
+    if gpu is None or found is None or not found.is_rough or is_clear(found.process_bytes, gpu):
+        return []
+    return [f"near the limit of {gpu.name}: what the allocator's holes add is not known here; a simulation would tell"]
 
 
 def refuse_too_small(answer: Answer) -> None:

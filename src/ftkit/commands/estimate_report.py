@@ -146,8 +146,9 @@ def title_of(answer: Answer) -> str:
 def data_line(rows: dict[str, int]) -> str:
     """What the rows of --data amount to."""
     return (
-        f"{rows['rows']:,} rows, {rows['tokens']:,} tokens an epoch ({rows['counted']:,} trained), the longest row has "
-        f"{rows['longest']:,}; {rows['steps']:,} steps an epoch; heaviest batch: {rows['heaviest']:,} positions"
+        f"{rows['rows']:,} rows to train and {rows['held_out']:,} held out; {rows['tokens']:,} tokens an epoch"
+        f" ({rows['counted']:,} trained), the longest row has {rows['longest']:,}; {rows['steps']:,} steps an epoch;"
+        f" heaviest batch: {rows['heaviest']:,} positions"
     )
 
 
@@ -245,16 +246,10 @@ def verdict_of(verdict: Verdict) -> str:
 def remarks(answer: Answer) -> list[str]:
     """What the numbers rest on."""
     found = []
-    if (
-        answer.estimate.expected_error is not None
-        or any(v.is_rough for _, v in answer.cards)
-        or any(each.is_rough for each in answer.suggestions)
-    ):
-        found.append(
-            f"~ {rough_error(answer.settings)}; the rest is simulated"
-            if answer.estimate.expected_error is None
-            else f"~ {rough_error(answer.settings)}"
-        )
+    if answer.estimate.expected_error is not None:
+        found.append(f"~ {rough_error(answer.settings)}")
+    elif any(v.is_rough for _, v in answer.cards) or any(each.is_rough for each in answer.suggestions):
+        found.append(f"~ {rough_error(answer.settings)}; the rest is simulated")
     if not answer.rows:
         found.append(f"assumed: {ASSUMED}")
     return [*found, COMPUTER]
@@ -262,7 +257,17 @@ def remarks(answer: Answer) -> list[str]:
 
 def compare_table(rows: list[tuple[Answer, str]]) -> None:
     """One row a method."""
-    columns = ["method", "trained", "share", "weights", "peak", "process", "smallest card"]
+    [gpu] = {answer.gpu for answer, _ in rows}
+    columns = [
+        "method",
+        "trained",
+        "share",
+        "weights",
+        "peak",
+        "process",
+        "smallest card",
+        *([gpu.name] if gpu else []),
+    ]
     lines = []
     for answer, card in rows:
         estimate = answer.estimate
@@ -272,8 +277,11 @@ def compare_table(rows: list[tuple[Answer, str]]) -> None:
             answer.plan.method, f"{estimate.trained_parameters:,}", f"{share_of(estimate):.2%}", in_gib(weights),
             about(estimate.allocated_bytes, is_rough),
             about(estimate.reserved_bytes + answer.context_bytes, is_rough), card,
+            *([answer.verdict.word] if answer.verdict else []),
         ))  # fmt: skip
     console.table("", columns, lines, to_stdout=True)
+    if any(answer.estimate.expected_error is not None for answer, _ in rows):
+        console.info(f"~ {rough_error(rows[0][0].settings)}")
 
 
 def in_gib(size: int) -> str:

@@ -15,8 +15,8 @@ MOST_ROWS = 1024
 LENGTH_STEP = 64
 """Lengths are searched in multiples of so many tokens."""
 SHORTEST = 128
-MOST_SIMULATIONS = 3
-"""Of guesses that have to be confirmed."""
+LINE_SIMULATIONS = 3
+"""Of guesses along a line; what none of them confirms is halved until a simulation does."""
 PRICES = {
     "gradient_checkpointing": "a second forward pass: about a third more time",
     "micro_batch": "more and smaller passes, slower for short rows; same result",
@@ -64,9 +64,8 @@ def largest(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> Large
     longest = estimates.plan(settings, gpu).tokens
 
     def rows(count: int) -> EstimateSettings:
-        return replace(
-            settings, micro_batch=str(count), micro_tokens="auto", batch=max(count, settings.batch), max_length=longest
-        )
+        batch = max(count * settings.gpus, settings.batch)
+        return replace(settings, micro_batch=str(count), micro_tokens="auto", batch=batch, max_length=longest)
 
     def tokens(steps: int) -> EstimateSettings:
         length = min(context, steps * LENGTH_STEP)
@@ -78,7 +77,7 @@ def largest(estimates: Estimates, settings: EstimateSettings, gpu: Gpu) -> Large
 
 
 def most(estimates: Estimates, settings_of: Callable[[int], EstimateSettings], highest: int, gpu: Gpu) -> int:
-    """The largest count from 1 to `highest` whose settings the card holds; 0 if none, or none was found in time.
+    """The largest count from 1 to `highest` whose settings the card holds; 0 if none.
 
     A guess that stays far below the card's limit needs no simulation. One that the simulation refuses is corrected along
     the line between it and one row: what grows faster than a straight line lies below that, so that the next guess holds.
@@ -95,12 +94,14 @@ def most(estimates: Estimates, settings_of: Callable[[int], EstimateSettings], h
     if estimates.is_described(settings_of(1), gpu) and guess(low) < limit - CLEAR * gpu.usable_bytes:
         return low
     first = guess(1)
-    for _ in range(MOST_SIMULATIONS):
+    for _ in range(LINE_SIMULATIONS):
         taken = process_bytes(estimates.exact(settings_of(low), gpu), gpu) if low else 0
         if taken <= limit:
             return low
         low = max(0, min(low - 1, 1 + int((limit - first) / max(1, taken - first) * (low - 1))))
-    return 0
+    while low and process_bytes(estimates.exact(settings_of(low), gpu), gpu) > limit:
+        low //= 2
+    return low
 
 
 def guessed(
@@ -128,11 +129,13 @@ def changes(settings: EstimateSettings, rows: int, tokens: int) -> list[Change]:
         found.append(change("--micro-batch 1", micro_batch="1", micro_tokens="auto"))
     if settings.optimizer == "adamw" and settings.technique == "full":
         found.append(change("--optimizer adamw-8bit", optimizer="adamw-8bit"))
+    full = f" instead of {'--method full' if settings.method else '--full'}"
+    others = {"lora": False, "full": False, "load_in_8bit": False, "method": None}
     if settings.technique == "full":
-        found.append(change("--lora instead of --full", lora=True, full=False))
-    instead = {"int8": " instead of --load-in-8bit", "full": " instead of --full", "lora": ""}.get(settings.recipe)
+        found.append(change(f"--lora{full}", **others | {"lora": True}))
+    instead = {"int8": " instead of --load-in-8bit", "full": full, "lora": ""}.get(settings.recipe)
     if instead is not None and settings.quantize is None:
-        found.append(change(f"--qlora{instead}", qlora=True, lora=False, full=False, load_in_8bit=False, dtype="auto"))
+        found.append(change(f"--qlora{instead}", qlora=True, dtype="auto", **others))
     if tokens // 2 >= SHORTEST:
         found.append(change(f"--max-length {tokens // 2}", max_length=tokens // 2))
     return found

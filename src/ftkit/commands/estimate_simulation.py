@@ -41,7 +41,10 @@ def simulate_ftkit(
 def simulate_hf(
     settings: EstimateSettings, run: PlannedRun, model: Model, gpu: Gpu | None, capacity: int | None
 ) -> MemoryEstimate:
-    """What a plain script would take: prepared for 4 or 8 bits as PEFT's guide says, padded rows, all logits at once."""
+    """What a plain script would take: prepared for 4 or 8 bits as PEFT's guide says, all logits at once.
+
+    Several rows are taken to differ in length, so that transformers builds a mask.
+    """
     adapter = None
     if run.method != "full":
         plain = build_meta_model(model.config, DTYPES[run.dtype])
@@ -56,6 +59,7 @@ def simulate_hf(
         adapter=adapter,
         quantization=quantization_config(run.method, DTYPES[run.dtype], settings.kept_names),
         is_checkpointed=settings.gradient_checkpointing == "on",
+        is_padded=run.rows > 1,
         optimizer=OPTIMIZERS.get(run.optimizer, run.optimizer),
         micro_steps=run.micro_steps,
     )

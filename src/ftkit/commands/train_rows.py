@@ -10,7 +10,7 @@ from ftkit import console
 from ftkit.core.classes import balanced_weights, class_names
 from ftkit.core.encoding import Encoder, Example
 from ftkit.core.examples import Ledger, encode_rows, join_documents
-from ftkit.core.holdout import content_hash, hold_out
+from ftkit.core.holdout import content_hash, held_of
 from ftkit.core.train_settings import TrainSettings
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.jsonl import STDIN
@@ -103,8 +103,7 @@ def make_examples(
     if share is None:
         require_every_class(encoder.classes, examples, data.source)
         return as_trained(settings, examples, origin), *read_held_out(settings, data, encoder)
-    kept = sorted(set(origin))  # a long text is one row of many examples, all on one side
-    held = {kept[place] for place in hold_out([data.rows[i] for i in kept], share)[1]}
+    held = held_of(data.rows, origin, share)
     train, valid = (
         [example for example, i in zip(examples, origin, strict=True) if (i in held) is side] for side in (False, True)
     )

@@ -343,7 +343,7 @@ def closed_form(
         total_parameters=model.parameters + (0 if shape.is_full else shape.trained),
         loaded_bytes=int(base[Part.FROZEN] + base[Part.QUANTISATION] + base[Part.TRAINED]),
         allocated_bytes=allocated,
-        reserved_bytes=int(allocated * RESERVED),
+        reserved_bytes=int(allocated * (RESERVED if sharing.cards == 1 else several_gpus.RESERVED)),
         parts=sizes,
         phases={each: int(max(sum(p.values()) for name, p in instants if name is each)) for each, _ in instants},
         peak_phase=phase,

@@ -1,9 +1,10 @@
 """The options of `ftkit estimate-memory`."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from ftkit.core.model_settings import ModelSettings
+from ftkit.core.model_settings import METHOD_WORDS, ModelSettings
 from ftkit.core.options import Option, flag_of, require
 from ftkit.errors import ExitCode, UserError
 
@@ -11,7 +12,7 @@ ESTIMATE_RIVALS = [
     *(("gpu", other) for other in ("fit", "measure")),
     *(("fast", other) for other in ("measure", "data")),
     *(("fit", other) for other in ("compare", "measure", "data")),
-    *(("compare", other) for other in ("measure", "data")),
+    *(("compare", other) for other in ("measure", "data", "method", "quantize", "train_layers", "freeze")),
 ]
 """Options of estimate-memory that exclude each other."""
 
@@ -64,12 +65,18 @@ class EstimateSettings(ModelSettings):
                 raise UserError(
                     f"{flag_of(one)} and {flag_of(other)} exclude each other", ExitCode.USAGE, hint="give one of them"
                 )
-        if self.gpus > 1 and (self.data or self.measure):
+        if self.gpus > 1 and (self.data or self.measure or self.fit):
             raise UserError(
-                "--gpus is of the formula, which takes neither --data nor --measure",
+                "--gpus is of the formula, which takes neither --data nor --measure, and --fit looks for a run on one card",
                 ExitCode.USAGE,
                 hint="leave out --gpus",
             )
+        for flag, given, other in (
+            ("--parallel", self.parallel != "fsdp" and self.gpus == 1, "--gpus"),
+            ("--template", self.template and not self.data, "--data"),
+        ):
+            if given:
+                raise UserError(f"{flag} is about {other}", ExitCode.USAGE, hint=f"give {other} too, or leave it out")
         if self.framework == "hf" and not self.is_described:
             what = "--framework hf is a script of plain LoRA or full training"
             raise UserError(what, ExitCode.USAGE, hint="leave out --framework, or the method's options")
@@ -79,3 +86,18 @@ class EstimateSettings(ModelSettings):
                 ExitCode.USAGE,
                 hint="leave out --fast, --data, --measure and --gpus",
             )
+
+
+def settings_of_training(table: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """What costs memory in train's settings; places: where each stands. A new model (init) is one that is trained in full."""
+    if table.get("objective") == "classify":
+        raise UserError(
+            f"{places['objective']}: a head for classes is not estimated here",
+            ExitCode.ENVIRONMENT,
+            hint="ftkit train with this file and --dry-run foretells its memory",
+        )
+    shared = {each.name: table[each.name] for each in fields(ModelSettings) if each.name in table}
+    if table.get("init"):
+        shared = {name: value for name, value in shared.items() if name not in METHOD_WORDS}
+        shared |= {"model": table["init"], "full": True}
+    return shared

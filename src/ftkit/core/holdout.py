@@ -31,3 +31,9 @@ def hold_out(rows: Sequence[dict[str, Any]], share: float) -> tuple[list[int], l
         chosen = set(distinct[: len(distinct) // 2])
     train = [i for i, value in enumerate(hashes) if value not in chosen]
     return train, [i for i, value in enumerate(hashes) if value in chosen]
+
+
+def held_of(rows: Sequence[dict[str, Any]], origin: Sequence[int], share: float) -> set[int]:
+    """Rows held out, of those that became examples; origin: the row of each example. A long row of many is on one side."""
+    kept = sorted(set(origin))
+    return {kept[place] for place in hold_out([rows[i] for i in kept], share)[1]}

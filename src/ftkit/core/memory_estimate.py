@@ -35,7 +35,8 @@ class MemoryEstimate:
     parts: allocated bytes at the peak instant, with the allocator's rounding; they add up to allocated_bytes.
     phases: the highest allocated bytes of each phase. peak_module: where in the model the peak is, as a
     dotted name, or empty. loaded_bytes: allocated once model and adapter are on the device.
-    retries: how often the cache had to be given back to stay within the card's capacity. expected_error: of
+    retries: how often the cache had to be given back to stay within the card's capacity. ignores_packs: the model takes
+    no packs, so the rows are padded. expected_error: of
     allocated_bytes, as a share, where they come from a formula; None for a simulation.
     """
 
@@ -50,4 +51,5 @@ class MemoryEstimate:
     peak_module: str
     peak_operator: str
     retries: int = 0
+    ignores_packs: bool = False
     expected_error: float | None = None

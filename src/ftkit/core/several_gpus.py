@@ -12,6 +12,8 @@ from ftkit.core.memory_estimate import Part
 
 EXPECTED_ERROR = 0.1
 """Of the allocated bytes: what such formulas are known to miss (3 to 10 %), not a measurement of this one."""
+RESERVED = 1.25
+"""Reserved over allocated bytes: 1.1 to 1.25 are reported for weights that come and go."""
 AHEAD = 2
 """Blocks whose weights are whole at the same time: the one that runs and the one that is fetched for it."""
 

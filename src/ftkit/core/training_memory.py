@@ -68,7 +68,7 @@ def training_memory(
     with cannot_simulate(settings.model, config):
         estimate = simulate_run(settings, padded, config, quantization, device, heaviest, new)
     assert estimate is not None
-    return estimate
+    return replace(estimate, ignores_packs=run.pack)
 
 
 @contextmanager
