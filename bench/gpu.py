@@ -6,12 +6,13 @@ The shapes of Llama-3.2-1B and Llama-3.1-8B with random weights, so that nothing
 layers; rows of 2,048 tokens of which all but a short prompt are trained; no gradient checkpointing.
 
 What must be there (card, disk, libraries, the peer's programs) is looked at first. Then attention over a pack is tried by
-itself, in one call and segment by segment. Then each program runs as a process of its own: every size and method once, the
-cheap ones first, and all of it again for the next round, until --rounds are done or --minutes are over. After each run
+itself, in one call and segment by segment. Then each program runs as a process of its own: every size and method once, in
+the order of ORDER, and all of it again for the next round, until --rounds are done or --minutes are over. After each run
 the tables are written anew to the file of -o, and the run to the same name with .jsonl: a cut-off command keeps what it has.
 --size tiny --length 128 --steps 2 tries the command itself where there is no card (its numbers mean nothing).
 
-- tokens/s: all tokens of all steps by the program's own clock of its loop, its first steps included.
+- tokens/s: all tokens of all steps by the program's own clock of its loop, its first steps included; ftkit's counts its steps
+  alone, those of the others what they do between them, too.
 - steady: the same of the median step, where a program tells its steps.
 - utilisation: model FLOPs (4 a weight and token, 6 a trained weight, the head at trained tokens, attention) over the
   card's best bfloat16 product of 8192 x 8192 matrices, measured in the same run; and over what its maker promises.
@@ -32,6 +33,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,9 +49,12 @@ from ftkit.core.varlen_attention import has_kernel, make_spans, varlen_attention
 
 HERE = Path(__file__).resolve().parent
 BATCH, MICRO = 8, 2
+OURS, TRL = ("ftkit", "transformers and PEFT"), "TRL, packing, Liger"
 GIB = 2**30
 DISK = {"1B": 3 * GIB, "8B": 17 * GIB, "tiny": GIB // 8}
 """Of a model's files and a run, with some room."""
+ORDER = [("tiny", "lora"), ("tiny", "qlora"), ("1B", "lora"), ("8B", "lora"), ("8B", "qlora"), ("1B", "qlora")]
+"""A cheap run first, which shows whether all works, then those that there is a goal for."""
 PROMISED = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165, "A10": 125, "L4": 121, "T4": 65}
 """Dense bfloat16 TFLOP/s (the T4's: float16) by their makers' data sheets."""
 GB = 1000**3
@@ -95,11 +100,12 @@ def main() -> None:
     asked = parser.parse_args()
     deadline = time.monotonic() + 60 * asked.minutes
     sizes, methods = asked.size or ["1B", "8B"], asked.method or ["lora", "qlora"]
-    peer = Path(asked.peer.split("=", 1)[-1]).absolute() if asked.peer else None
+    peer = peer_of(asked)
     if problems := missing(sizes, methods, peer):
         sys.exit("\n".join(f"gpu.py: {problem}" for problem in problems))
-    ways = ["ftkit", "transformers and PEFT"] + (["TRL, packing, Liger"] if peer else [])
-    pairings = [Pairing(size, method, {way: [] for way in ways}) for size in sizes for method in methods]
+    ways = [*OURS, *([TRL] if peer else [])]
+    pairs = [(size, method) for size, method in ORDER if size in sizes and method in methods]
+    pairings = [Pairing(size, method, {way: [] for way in ways}) for size, method in pairs]
     attention, ceiling = attention_table(), matmul_ceiling()
 
     def write() -> None:
@@ -130,6 +136,11 @@ def main() -> None:
     sys.stdout.write(asked.output.read_text(encoding="utf-8"))
 
 
+def peer_of(asked: argparse.Namespace) -> Any:
+    """The folder of the peer's programs; None without."""
+    return Path(asked.peer.split("=", 1)[-1]).absolute() if asked.peer else None
+
+
 def missing(sizes: list[str], methods: list[str], peer: Path | None) -> list[str]:
     """What must be there and is not, each in a line; nothing is tried before all of it is."""
     problems = []
@@ -150,11 +161,18 @@ def missing(sizes: list[str], methods: list[str], peer: Path | None) -> list[str
     if peer is not None and not (peer / "trl").exists():
         problems.append(f"{peer / 'trl'} is not there")
     elif peer is not None:
-        modules = "trl, peft, bitsandbytes" + (", liger_kernel" if on_card else "")
+        modules = "trl, peft" + (", bitsandbytes" if "qlora" in methods else "") + (", liger_kernel" if on_card else "")
         done = subprocess.run([peer / "python", "-c", f"import {modules}"], capture_output=True, text=True)
         if done.returncode:
             problems.append(f"{peer}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     return problems
+
+
+@cache
+def has_flash_attention(peer: Path) -> bool:
+    """The peer can attend to packs without a mask: flash-attn is beside it, and a card is here."""
+    done = subprocess.run([peer / "python", "-c", "import flash_attn"], capture_output=True)
+    return done.returncode == 0 and torch.cuda.is_available()
 
 
 def try_bitsandbytes() -> None:
@@ -207,7 +225,7 @@ def take(pairing: Pairing, way: str, command: list[str], out: Path, left: float)
         pairing.found[way].append(run(way, command, out, left))
     except subprocess.TimeoutExpired:
         pairing.failed[way] = "cut off: the time was over"
-    except (subprocess.SubprocessError, IndexError, KeyError, json.JSONDecodeError, OSError) as error:
+    except (subprocess.SubprocessError, IndexError, KeyError, ValueError, OSError) as error:
         log = out.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip()
         say(log[-3000:])
         pairing.failed[way] = f"failed: {(log.splitlines() or [str(error)])[-1][:150]}"
@@ -242,6 +260,8 @@ def command_of(
     assert peer is not None
     four = ["--load_in_4bit", "True", "--use_bnb_nested_quant", "True"] if method == "qlora" else []
     device = ["--use_liger_kernel", "True"] if torch.cuda.is_available() else ["--use_cpu", "True"]
+    if has_flash_attention(peer):
+        device += ["--attn_implementation", "flash_attention_2"]
     return [
         str(peer / "trl"), "sft", "--model_name_or_path", str(model), "--dataset_name", str(rows), "--output_dir",
         str(out), "--max_steps", str(asked.steps), "--use_peft", "--lora_r", "8", "--lora_alpha", "16",
@@ -255,11 +275,12 @@ def command_of(
 
 def run(way: str, command: list[str], out: Path, left: float) -> Measured:
     """One process, watched, and ended with all that it started when `left` seconds are over."""
-    log = out.with_suffix(".log")
+    log, is_ours = out.with_suffix(".log"), way in OURS
     with Watch() as watch, log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=out, start_new_session=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={name: value for name, value in os.environ.items() if is_ours or name != "PYTHONPATH"}
+            | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         try:
             if process.wait(left):
@@ -400,6 +421,8 @@ def table_of(pairing: Pairing, ceiling: float, asked: argparse.Namespace) -> str
         " | ftkit is |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    if asked.peer and not has_flash_attention(peer_of(asked)):
+        lines[0] += " TRL without flash-attn, so with a mask over its packs."
     for way, runs in pairing.found.items():
         if not runs:
             lines.append(f"| {way} | 0 | {pairing.failed.get(way, 'not run')} | | | | | | | |")

@@ -1,5 +1,6 @@
 """The models of bench/gpu.py: published shapes, random weights, a tokenizer of their own; and what a token costs them."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def make_model(folder: Path, size: str) -> Path:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="4GB")
     del model
+    gc.collect()
     torch.cuda.empty_cache()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))

@@ -31,19 +31,19 @@ def main() -> None:
     losses, steps = [], []
     started = time.perf_counter()
     for step in range(asked.steps):
-        began, total = time.perf_counter(), 0.0
+        began, total = time.perf_counter(), torch.zeros((), device=device)
         for at in range(0, asked.batch, asked.micro):
             some = [(step * asked.batch + at + i) % len(ids) for i in range(asked.micro)]
             with torch.autocast(device, dtype=torch.bfloat16):
                 loss = model(input_ids=ids[some].to(device), labels=labels[some].to(device)).loss
             (loss * asked.micro / asked.batch).backward()
-            total += float(loss.detach()) * asked.micro / asked.batch
+            total += loss.detach() * asked.micro / asked.batch
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if device == "cuda":
             torch.cuda.synchronize()
-        losses.append(total)
+        losses.append(float(total))
         steps.append(time.perf_counter() - began)
     seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0

@@ -189,10 +189,11 @@ def table_of(
     peers: dict[str, Path],
 ) -> str:
     """Medians, and medians of the ratios within rounds, as Markdown."""
+    seeds = len(runs["ftkit"])
     lines = [
         f"{KINDS[job.name].title}: {job.rows:,} rows, {job.steps} steps of {BATCH}, {job.tokens:,} tokens, {job.counted:,}"
-        f" of them trained; {len(runs['ftkit'])} rounds, {time.strftime('%Y-%m-%d')}; {THREADS} threads; bf16 products"
-        f" reach {ceiling:,.0f} GFLOP/s; held-out loss before training {untrained:.4f}.",
+        f" of them trained; {seeds} round{'s' if seeds > 1 else ''}, {time.strftime('%Y-%m-%d')}; {THREADS} threads;"
+        f" bf16 products reach {ceiling:,.0f} GFLOP/s; held-out loss before training {untrained:.4f}.",
         f"ftkit {version('ftkit')}, torch {torch.__version__}, " + ", ".join(peer_versions(peers)) + ".",
         "",
         "| | wall s | CPU s | loop tokens/s | peak MB | ftkit's loop is | its command | share of ceiling | held-out loss |",
@@ -217,7 +218,7 @@ def table_line(job: Job, name: str, found: list[Run], ours: list[Run], losses: l
         f"{median(run.peak_mb for run in found):,.0f}",
         *(["", ""] if found is ours else faster),
         f"{useful_flops(job) / loop / ceiling / 1e9:.0%}",
-        f"{median(losses):.4f} ± {(max(losses) - min(losses)) / 2:.4f}",
+        f"{median(losses):.4f}" + (f" ± {(max(losses) - min(losses)) / 2:.4f}" if len(losses) > 1 else ""),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -28,7 +28,7 @@ def python(code):
 
 
 PLAIN = json.dumps({"seconds": 4.0, "step_seconds": [3.0, 1.0, 1.0], "peak_bytes": 2**31})
-ASKED = Namespace(steps=2, length=128)
+ASKED = Namespace(peer=None, steps=2, length=128)
 
 
 def test_each_run_is_a_row_and_so_is_each_failure(bench, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from ftkit.commands import train
 from ftkit.core.liger_kernels import LigerUse
+from ftkit.errors import ExitCode, UserError
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ def test_a_run_that_goes_on_asks_its_card_again_how_to_attend_to_packs(has_kerne
     """The packs themselves are settled; the card may be another."""
     calls = []
     monkeypatch.setattr(train, "is_used_on", lambda device: has_kernel)
-    monkeypatch.setattr(train, "packing_fault", lambda *asked: calls.append(asked) or "it leaks")
-    prepared = Known("cuda")
-    assert train.settle_packing(prepared, None, SimpleNamespace(values={"pack": True})) is prepared
+    monkeypatch.setattr(train, "packing_fault", lambda *asked: calls.append(asked))
+    prepared, start = Known("cuda"), SimpleNamespace(values={"pack": True})
+    assert train.settle_packing(prepared, None, start) is prepared
     assert len(calls) == checks
+    monkeypatch.setattr(train, "packing_fault", lambda *_: "it leaks")
+    if has_kernel:
+        with pytest.raises(UserError, match="on this card it leaks") as refused:
+            train.settle_packing(prepared, None, start)
+        assert refused.value.exit_code == ExitCode.ENVIRONMENT

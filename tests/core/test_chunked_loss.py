@@ -9,7 +9,7 @@ from ftkit.core import chunked_loss as chunked_loss_module
 from ftkit.core import loss as loss_module
 from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import make_batch, packed_batches
-from ftkit.core.chunked_loss import SMALLEST_CHUNK, Targets, chunk_size
+from ftkit.core.chunked_loss import SMALLEST_CHUNK, GradientOnTheWay, Targets, chunk_size
 from ftkit.core.encoding import Example
 from ftkit.core.loss import summed_loss
 from ftkit.core.packed_attention import packed_attention
@@ -156,3 +156,22 @@ def test_an_answer_that_the_model_finds_all_but_impossible_has_a_finite_loss_and
     expected.backward()
     assert float(loss) == pytest.approx(float(expected), rel=1e-6) and float(loss) > 400
     torch.testing.assert_close(logits.grad, other.grad)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["in cache", "as on a card"])
+def test_a_scale_beyond_float16_reaches_gradients_that_are_within_it(cached):
+    generator = torch.Generator().manual_seed(3)
+    hidden, head = (torch.randn(count, 16, generator=generator) / 100 for count in (4, 50))
+    targets = Targets(torch.randint(0, len(head), (4,), generator=generator))
+
+    def nats_of(rows, chosen):
+        logits = rows @ head.to(rows.dtype).T
+        return chosen.nats(logits) if cached else torch.nn.functional.cross_entropy(logits.float(), chosen.labels)
+
+    def gradient(dtype):
+        leaf = hidden.to(dtype).requires_grad_()
+        (found,) = torch.autograd.grad(GradientOnTheWay.apply(leaf, targets, nats_of, 2) * 2.0**17, leaf)
+        assert found.dtype == dtype
+        return found.double()
+
+    torch.testing.assert_close(gradient(torch.float16), gradient(torch.float64), rtol=0.01, atol=5)

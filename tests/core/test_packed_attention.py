@@ -1,6 +1,7 @@
 """Rows in a pack have the loss and the gradients that they have alone, whatever the architecture."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, GPTNeoConfig, Phi3Config
 
 import ftkit.core.compiled_shapes as compiled_shapes
 import ftkit.core.packing_check as packing_check
+import ftkit.core.tree_attention as tree_module
 from ftkit.core.adapters import make_trainable, trainable_parameters
 from ftkit.core.batching import make_batch, micro_batches, packed_batches
 from ftkit.core.encoding import Example
@@ -85,12 +87,15 @@ def test_packed_rows_with_and_without_sharing_are_padded_rows_and_rows_alone(arc
     assert_same(loss_and_gradients(model, micro_batches(examples, 4)), alone, loss=1e-7)
 
 
+@pytest.mark.parametrize("short_pairs", [tree_module.SHORT_PAIRS, 0], ids=["plain products", "block by block"])
 @pytest.mark.parametrize("architecture", PACKED)
-def test_packs_that_are_filled_up_to_lengths_that_come_again_count_the_same(architecture, monkeypatch):
-    """As for bfloat16 on a CPU, where oneDNN compiles a kernel for each length, here in float64."""
+def test_packs_that_are_filled_up_to_lengths_that_come_again_count_the_same(architecture, short_pairs, monkeypatch):
+    """As for bfloat16 on a CPU, where oneDNN compiles a kernel for each length, here in float64; its attention with it."""
     model, examples = build_model(architecture, torch.float64), sharing_examples()
     alone = loss_and_gradients(model, micro_batches(examples, 1))
-    monkeypatch.setattr(compiled_shapes, "is_compiled", lambda _: True)
+    for module in (compiled_shapes, tree_module):
+        monkeypatch.setattr(module, "is_compiled", lambda _: True)
+    monkeypatch.setattr(tree_module, "SHORT_PAIRS", short_pairs)
     lengths = set()
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: lengths.add(given[0].shape[1]))
     for share in (True, False):
@@ -262,3 +267,28 @@ def test_long_rope_counts_positions_not_the_length_of_the_pack():
 
 def test_a_batch_of_padded_rows_says_nothing_of_packs():
     assert make_batch(sharing_examples()).packing == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "mask", "size", "has_kernel", "copies"),
+    [
+        ("cpu", None, 4, False, False),
+        ("cuda", None, 2, True, False),
+        ("cuda", "mask", 2, True, True),
+        ("cuda", None, 4, True, True),
+        ("cuda", None, 2, False, True),
+    ],
+)
+def test_shared_key_heads_are_copied_where_a_card_would_else_hold_all_pairs(
+    device, mask, size, has_kernel, copies, monkeypatch
+):
+    monkeypatch.setattr(tree_module, "has_kernel", lambda: has_kernel)
+    query = SimpleNamespace(device=SimpleNamespace(type=device), element_size=lambda: size, shape=(1, 4, 8, 64))
+    assert tree_module.needs_copies(query, mask) is copies
+
+
+def test_attention_with_copied_key_heads_is_the_same(monkeypatch):
+    model, examples = build_model("qwen2", torch.float64), sharing_examples()
+    alone = packed_loss_and_gradients(model, examples)
+    monkeypatch.setattr(tree_module, "needs_copies", lambda *_: True)
+    assert_same(packed_loss_and_gradients(model, examples), alone)

@@ -26,6 +26,7 @@ from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.packing_check import packing_fault
 from ftkit.core.train_settings import TrainSettings
 from ftkit.core.varlen_attention import is_used_on
+from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_folder import copy_trained, restore_adapter, save_adapter, save_model
 from ftkit.io.base_model import Base, config_sha256, load_weights, new_weights, weights_reader, weights_sha256
 from ftkit.io.card import Card
@@ -146,7 +147,7 @@ def settle_packing(prepared: Prepared, model: nn.Module, start: Checkpoint | Non
         return prepared
     if start is not None and start.values["pack"]:
         if is_used_on(prepared.device):  # how the card attends to packs: the run may have begun on another
-            packing_fault(model, prepared.examples, prepared.device, console.info)
+            refuse_other_packs(packing_fault(model, prepared.examples, prepared.device, console.info))
         return prepared
     known = start.values["packing_fault"] if start is not None else None
     fault = known or packing_fault(model, prepared.examples, prepared.device, console.info)
@@ -154,6 +155,16 @@ def settle_packing(prepared: Prepared, model: nn.Module, start: Checkpoint | Non
         return prepared
     console.info(f"rows are padded, not packed: {type(prepared.config).__name__.removesuffix('Config')}: {fault}")
     return replace(prepared, plan=replace(prepared.plan, pack=False), packing_fault=fault)
+
+
+def refuse_other_packs(fault: str | None) -> None:
+    """A run whose rows were packed is not gone on with where packs give other numbers; exit 6."""
+    if fault is not None:
+        raise UserError(
+            f"this run packed its rows, and on this card {fault}",
+            ExitCode.ENVIRONMENT,
+            hint="go on where it began, or begin again with --resume never",
+        )
 
 
 def show_plan(prepared: Prepared, model: nn.Module) -> None:

@@ -83,9 +83,9 @@ def weights_of(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     return torch.softmax(torch.baddbmm(mask, queries, keys.transpose(1, 2)), dim=-1)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def block_mask(count: int, total: int, window: int | None, repeats: int, dtype: torch.dtype) -> Tensor:
-    """(R * C, keys): 0 where a query may look, else -inf; the last query sees the last key."""
+    """(R * C, keys), 1 MiB for a thousand in bfloat16: 0 where a query may look, else -inf; the last one sees the last key."""
     position = torch.arange(total - count, total)[:, None]
     distance = position - torch.arange(total)[None, :]
     refused = (distance < 0) if window is None else (distance < 0) | (distance >= window)

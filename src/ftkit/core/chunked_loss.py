@@ -123,7 +123,7 @@ class NatsInCache(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         """(n, V) in the logits' format."""
         (gradient,) = ctx.saved_tensors
-        return gradient if upstream[0] == 1 else gradient * upstream[0].to(gradient.dtype), None
+        return gradient if upstream[0] == 1 else gradient * upstream[0], None
 
 
 def rows_in_cache(logits: Tensor) -> int:
@@ -154,9 +154,9 @@ class GradientOnTheWay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        """The kept gradient times the loss's own."""
+        """The kept gradient times the loss's own, which in float16 may be infinite where the product is not."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None, None, None
+        return gradient * upstream[0], None, None, None
 
 
 def causal_model(model: Any) -> Any:

@@ -15,9 +15,18 @@ from torch import Tensor, nn
 from ftkit.core.block_attention import block_attention
 from ftkit.core.compiled_shapes import SEGMENT_MULTIPLE, fill_of, is_compiled
 from ftkit.core.packing import Segment
-from ftkit.core.varlen_attention import Spans, fits_kernel, is_used_on, make_spans, varlen_attention
+from ftkit.core.varlen_attention import (
+    WIDEST_HEAD,
+    Spans,
+    fits_kernel,
+    has_kernel,
+    is_used_on,
+    make_spans,
+    varlen_attention,
+)
 
 SHORT_PAIRS = 2**18
+"""Of a query and a key: 512 x 512."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +122,30 @@ def attend(
         return plain_attention(q, k, v, scaling, dropout, window, softcap)
     if is_compiled(q) and not dropout:  # in float32 torch's fused kernel is as fast
         return block_attention(q, k, v, scaling, window)
+    is_causal = length == total and (window is None or window >= total)
+    mask = None if is_causal else causal_mask(length, total, window, q.device)
     grouped = q.shape[1] != k.shape[1]
-    if length == total and (window is None or window >= total):
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped
-        )
-    mask = causal_mask(length, total, window, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+    if grouped and needs_copies(q, mask):
+        k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling, enable_gqa=grouped
+    )
+
+
+def needs_copies(q: Tensor, mask: Tensor | None) -> bool:
+    """True where a GPU would fall back to a kernel that holds all pairs, if several query heads shared a key head.
+
+    Only FlashAttention takes such heads, without a mask, in 16 bits, on Ampere and newer; the memory-efficient kernel does not
+    (torch's sdp_utils.cpp). A simulation makes the copies by itself (`cuda_operators`).
+    """
+    if q.device.type != "cuda":
+        return False
+    return mask is not None or q.element_size() != 2 or q.shape[3] > WIDEST_HEAD or not has_kernel()
 
 
 def is_short_on_cpu(q: Tensor, total: int) -> bool:
-    """Up to 512 x 512 pairs in bfloat16, plain products take less time than torch's fused CPU kernel.
+    """Up to SHORT_PAIRS in bfloat16, plain products take less time than torch's fused CPU kernel.
 
     Measured on an AMD EPYC with AVX512-BF16, forward and backward. They keep the weights of all pairs for the backward
     pass, 2 bytes a pair, head and layer: beyond this size that is too much.
@@ -150,7 +172,8 @@ def plain_attention(
     scale = scaling if scaling is not None else 1 / math.sqrt(width)
     grouped = (q * scale).reshape(batch * groups, -1, width)  # (B * G, R * L, d)
     keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
-    make_mask = added_mask if q.device.type == "meta" else kept_mask  # a simulation must see what is made
+    is_kept = q.device.type == "cpu" and length * total <= SHORT_PAIRS  # what a card holds, a simulation has to see
+    make_mask = kept_mask if is_kept else added_mask
     mask = make_mask(length, total, window, heads // groups, q.dtype, q.device)
     if softcap is None:
         scores = torch.baddbmm(mask, grouped, keys)  # (B * G, R * L, P + L)
@@ -168,4 +191,4 @@ def added_mask(
 
 
 kept_mask = lru_cache(maxsize=64)(added_mask)
-"""The same for every layer of a pack."""
+"""The same for every layer of a pack; half a MiB each, times R, at most."""
