@@ -39,19 +39,22 @@ class Plan:
         return micro_batches(rows, self.micro_batch)
 
 
-def within_memory(plan: Plan, rows: Sequence[Example], work: Callable[[list[Batch]], T]) -> tuple[T, Plan]:
-    """(what `work` makes of the rows' micro-batches, the plan that cut them).
+def within_memory(
+    plan: Plan, rows: Sequence[Example], work: Callable[[list[Batch]], T], batches: list[Batch] | None = None
+) -> tuple[T, Plan]:
+    """(what `work` makes of the rows' micro-batches, the plan that cut them). batches: as the plan cuts them, if they are made.
 
     Where memory runs out, the work begins again with micro-batches of half the size. Exit 5 if there are none smaller.
     """
     while True:
-        batches = plan.cut(rows)
+        batches = plan.cut(rows) if batches is None else batches
         try:
             return work(batches), plan
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).strip().splitlines()[:1]
+        batches = None
         give_memory_back()
         smaller = halved(plan, rows)
         if smaller is None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -71,13 +72,14 @@ def train_steps(
     plan = training.plan
     order = global_batches(examples, plan.batch, plan.seed, training.step)
     skipped = 0
+    ahead = cut_ahead(order, training)
     while training.step < plan.steps:
         started = time.perf_counter()
         step = training.step + 1
-        epoch, rows = next(order)
+        epoch, rows, ready = next(ahead)
         rate = learning_rate(step, plan.steps, plan.lr, plan.schedule, plan.warmup)
         set_learning_rate(training.optimizer, rate)
-        batches, nats = accumulate_within_memory(model, training, rows, objective, device)
+        batches, nats = accumulate_within_memory(model, training, rows, ready, objective, device)
         counted, divisor = (
             sum(sizes) for sizes in zip(*((b.counted.numel(), b.divisor) for b in batches), strict=True)
         )
@@ -90,10 +92,38 @@ def train_steps(
         yield StepResult(step, epoch, loss, rate, norm, tokens, counted, time.perf_counter() - started)
 
 
+def cut_ahead(
+    order: Iterator[tuple[int, list[Example]]], training: Training
+) -> Iterator[tuple[int, list[Example], list[Batch] | None]]:
+    """(epoch, rows, their micro-batches) of the steps, without end: those of a step are made while the one before it runs.
+
+    None in their place, where memory ran out meanwhile and the plan is another.
+    """
+
+    def make() -> tuple[int, list[Example], Plan, list[Batch]]:
+        (epoch, rows), plan = next(order), training.plan
+        return epoch, rows, plan, plan.cut(rows)
+
+    with ThreadPoolExecutor(1, "batches") as thread:
+        waiting = thread.submit(make)
+        while True:
+            epoch, rows, plan, batches = waiting.result()
+            waiting = thread.submit(make)
+            yield epoch, rows, batches if plan == training.plan else None
+
+
 def accumulate_within_memory(
-    model: nn.Module, training: Training, rows: Sequence[Example], objective: Objective, device: str
+    model: nn.Module,
+    training: Training,
+    rows: Sequence[Example],
+    ready: list[Batch] | None,
+    objective: Objective,
+    device: str,
 ) -> tuple[list[Batch], Tensor]:
-    """(micro-batches, summed nats) of one global batch; what did not fit is begun again in smaller micro-batches."""
+    """(micro-batches, summed nats) of one global batch; what did not fit is begun again in smaller micro-batches.
+
+    ready: the micro-batches, if they are made.
+    """
 
     drawn = torch_state()
 
@@ -104,7 +134,7 @@ def accumulate_within_memory(
         return batches, accumulate(model, batches, objective, training.scaler)
 
     try:
-        done, training.plan = within_memory(training.plan, rows, work)
+        done, training.plan = within_memory(training.plan, rows, work, ready)
     except UserError:  # not even one row fits: the step is left as if it had not begun
         restore_torch(drawn)
         raise
