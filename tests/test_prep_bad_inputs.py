@@ -69,6 +69,8 @@ REFUSED = [
     ("B16", "in.jsonl", '{"instruction": "q", "output": null}', ALPACA, DATA, ["in.jsonl:1: 'output' is null"]),
     ("B16", "in.jsonl", jsonl(PAIR, {**PAIR, "completion": "NaN"}), [], DATA, ["in.jsonl:2: the answer is 'NaN'"]),
     ("B16", "in.jsonl", jsonl({"text": "a"}, {"text": " nan"}), [], DATA, ["in.jsonl:2: the answer is 'nan'"]),
+    ("B16", "in.jsonl", jsonl({"text": "a", "label": "nan"}), [], DATA, ["in.jsonl:1: the answer is 'nan'"]),
+    ("B16", "in.jsonl", jsonl({"text": "NULL", "label": "a"}), [], DATA, ["in.jsonl:1: the answer is 'NULL'"]),
     ("B16", "in.jsonl", chat(QUESTION, NAN), [], DATA, ["in.jsonl:2: turn 2: the answer is 'nan'"]),
     ("B16", "in.jsonl", jsonl(DPO, {**DPO, "rejected": "nan"}), [], DATA, ["in.jsonl:2: 'rejected': the answer is"]),
     (
@@ -316,6 +318,7 @@ TAKEN = [
         ["--on-error", "skip"],
         "2 rows in = 1 out + 1 rejected",
     ),
+    ("B16", "null\ngood", ["--documents", "line"], "2 rows in = 2 out"),
     ("B18", '[{"text": "good"}]', ["--format", "json"], "1 out"),
     ("B34", '{"text": "a"}\n{"text": "good"}', ["--against", "test.txt"], "leak: 1 rows are also in test.txt"),
     ("B35", '{"text": "good"}\n{"text": "good"}', [], "all 2 rows are the same"),

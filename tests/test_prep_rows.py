@@ -139,6 +139,10 @@ def test_what_a_row_weighs_travels_through_templates_where_the_record_is_a_train
     assert (row["weight"], row["meta"], row["template"][:7]) == (2, {"made_by": "f"}, "chatml@")
     (row,) = prep(stdin=jsonl({"messages": CHAT, "weight": None, "label": None})).rows
     assert row == {"messages": CHAT}
+    table = "prompt,completion,weight\nq,a long answer,2\nq,another long answer,\n"
+    for options in ([], ["--template", "completion"]):
+        assert [row.get("weight") for row in prep(*options, stdin=table).rows] == [2, None]
+        assert "'weight' is text" in prep(*options, stdin=table + "q,a third long answer,heavy\n").stderr
     products = jsonl({"product": "Lamp", "text": "It shines.", "weight": 3})
     mapped = prep("--template", "alpaca", "--map", "instruction=On {product}", "--map", "output=text", stdin=products)
     assert "weight" not in mapped.rows[0] and "left out: weight" in mapped.stderr

@@ -62,6 +62,8 @@ class Beginning:
     sample: Sequence[Mapping[str, Any]]
     is_table: bool = True
     """False where later records may have columns that these do not have."""
+    is_plain_text: bool = False
+    """True for documents of a text, in which nothing stands for a missing value."""
 
     @property
     def since(self) -> str:
@@ -85,7 +87,9 @@ def make_plan(
         sample = [with_nested(record, paths) for record in beginning.sample]
         beginning = replace(beginning, columns=[*beginning.columns, *paths], sample=sample)
         return reading_nested(plan_columns(beginning, template, maps, marks), paths)
-    return plan_columns(beginning, template, maps, marks)
+    plan = plan_columns(beginning, template, maps, marks)
+    has_weights = beginning.is_table and "weight" in beginning.columns and ReadyRows.of(beginning) is not None
+    return reading_weights(plan) if plan and has_weights else plan
 
 
 def is_evident(record: Mapping[str, Any], template: Template | None, maps: Sequence[str]) -> bool:
@@ -111,6 +115,23 @@ def reading_nested(plan: Plan | None, paths: Sequence[str]) -> Plan | None:
         return None
     make = plan.make
     return replace(plan, make=lambda values, where: make(with_nested(values, paths), where), quick=None)
+
+
+def reading_weights(plan: Plan) -> Plan:
+    """The plan for a table of training rows whose weights may be written as text, as in CSV; a blank one is none."""
+    make = plan.make
+
+    def numbered(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        text = values.get("weight")
+        if not isinstance(text, str):
+            return values
+        try:
+            number = float(text) if text.strip() else None
+        except ValueError:
+            return values  # refused with its place
+        return {**values, "weight": number}
+
+    return replace(plan, make=lambda values, where: make(numbered(values), where))
 
 
 def plan_columns(
@@ -175,9 +196,8 @@ def plan_known_rows(beginning: Beginning) -> Plan | None:
         if kind == "messages":
             return plan_messages(keys[0], None, beginning)
         quick = partial(quick_known_row, keys) if kind in ("prompt_completion", "text") else None
-        return Plan(
-            kind, partial(known_row, keys, beginning.one_kind(keys)), note_others(beginning.name, others), quick
-        )
+        make = partial(known_row, keys, beginning.one_kind(keys), beginning.is_plain_text)
+        return Plan(kind, make, note_others(beginning.name, others), quick)
     return plan_flattened(beginning, None)
 
 
@@ -201,7 +221,9 @@ def carried_of(values: Mapping[str, Any], template: Template | None = None) -> R
     return carried | ({"template": template.fingerprint} if template else {})
 
 
-def known_row(keys: Sequence[str], one_kind: OneKind, values: Mapping[str, Any], where: str) -> Row:
+def known_row(
+    keys: Sequence[str], one_kind: OneKind, is_plain_text: bool, values: Mapping[str, Any], where: str
+) -> Row:
     """A training row with its known keys, in a fixed order."""
     for key in keys:
         if key not in values:
@@ -212,7 +234,7 @@ def known_row(keys: Sequence[str], one_kind: OneKind, values: Mapping[str, Any],
         answer = row.get(key)
         if isinstance(answer, str) and not answer.strip():
             raise NoAnswer(where, key, "no answer, nothing to learn")
-        if isinstance(answer, str) and key == keys[-1] and is_missing(answer):
+        if isinstance(answer, str) and is_missing(answer) and not is_plain_text:
             raise missing_answer(answer, where, key)
     check_row(row, where, kinds=ALL_KINDS)
     return row
