@@ -72,7 +72,7 @@ class Beginning:
 
     def one_kind(self, used: Collection[str]) -> OneKind:
         """What keeps the rows of one kind, where they use these keys."""
-        return OneKind.of(self.sample[0], self.since, used)
+        return OneKind.of(self.sample[0], self.since, used, is_table=self.is_table)
 
 
 def make_plan(
