@@ -1,4 +1,4 @@
-"""The table of bad inputs (B1 to B49, those that are about data): the documented code, one error with its place, a hint."""
+"""The table of bad inputs (B1 to B49, those about data) and rows that train refuses: code, one error with its place, hint."""
 
 import gzip
 import json
@@ -14,6 +14,11 @@ ALPACA = ["--template", "alpaca"]
 CHATML = ["--template", "chatml"]
 QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 CALLS = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+CALLING = {"tool_calls": CALLS["tool_calls"]}
+NAN = {"role": "assistant", "content": "nan"}
+CHAT = {"messages": [QUESTION, ANSWER]}
+PAIR = {"prompt": "a", "completion": "b"}
+DPO = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
 def chat(*turns):
@@ -62,6 +67,20 @@ REFUSED = [
     ),
     ("B16", "in.csv", "instruction,output\nq,nan\n", ALPACA, DATA, ["in.csv:2: the answer is 'nan', a missing value"]),
     ("B16", "in.jsonl", '{"instruction": "q", "output": null}', ALPACA, DATA, ["in.jsonl:1: 'output' is null"]),
+    ("B16", "in.jsonl", jsonl(PAIR, {**PAIR, "completion": "NaN"}), [], DATA, ["in.jsonl:2: the answer is 'NaN'"]),
+    ("B16", "in.jsonl", jsonl({"text": "a"}, {"text": " nan"}), [], DATA, ["in.jsonl:2: the answer is 'nan'"]),
+    ("B16", "in.jsonl", jsonl({"text": "a", "label": "nan"}), [], DATA, ["in.jsonl:1: the answer is 'nan'"]),
+    ("B16", "in.jsonl", jsonl({"text": "NULL", "label": "a"}), [], DATA, ["in.jsonl:1: the answer is 'NULL'"]),
+    ("B16", "in.jsonl", chat(QUESTION, NAN), [], DATA, ["in.jsonl:2: turn 2: the answer is 'nan'"]),
+    ("B16", "in.jsonl", jsonl(DPO, {**DPO, "rejected": "nan"}), [], DATA, ["in.jsonl:2: 'rejected': the answer is"]),
+    (
+        "B16",
+        "in.jsonl",
+        jsonl({**DPO, "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, NAN]}),
+        [],
+        DATA,
+        ["in.jsonl:1: 'rejected': the answer is 'nan'"],
+    ),
     ("B17", "in.jsonl", '{"text": "a",}\n', [], DATA, ["in.jsonl:1:13: not JSON: trailing comma"]),
     ("B18", "in.jsonl", '[{"text": "a"},\n', [], DATA, ["in.jsonl:1:16: ends inside the array"]),
     (
@@ -138,6 +157,59 @@ REFUSED = [
         DATA,
         ["in.jsonl:2", "in.jsonl:1"],
     ),
+    ("B31", "in.jsonl", jsonl(PAIR, {**PAIR, "label": False}), [], DATA, ["in.jsonl:2: has 'label'", "in.jsonl:1"]),
+    (
+        "B31",
+        "in.jsonl",
+        jsonl(PAIR, {**PAIR, "label": False}),
+        ["--template", "completion"],
+        DATA,
+        ["in.jsonl:2: has 'label'"],
+    ),
+    ("B31", "in.jsonl", jsonl(*[PAIR] * 200, {**PAIR, "label": False}), ALPACA, DATA, ["in.jsonl:201: has 'label'"]),
+    ("B31", "in.jsonl", jsonl(*[PAIR] * 200, {**PAIR, "label": False}), CHATML, DATA, ["in.jsonl:201: has 'label'"]),
+    ("B31", "in.jsonl", jsonl(PAIR, {**PAIR, "tools": [{"name": "f"}]}), [], DATA, ["in.jsonl:2: has 'tools'"]),
+    ("B31", "in.jsonl", jsonl({"text": "a"}, {"text": "a", "label": "x"}), [], DATA, ["in.jsonl:2: has 'label'"]),
+    ("B31", "in.jsonl", jsonl(CHAT, {**CHAT, "label": False}), [], DATA, ["in.jsonl:2: has 'label'"]),
+    ("B31", "in.jsonl", jsonl(CHAT, {**CHAT, "chosen": "a"}), CHATML, DATA, ["in.jsonl:2: has 'chosen'"]),
+    ("B31", "in.jsonl", jsonl({**PAIR, "label": True}, DPO), [], DATA, ["in.jsonl:2: has 'chosen'"]),
+    (
+        "B31",
+        "in.jsonl",
+        jsonl(*[{**PAIR, "label": "x"}] * 200, {**PAIR, "label": False}),
+        [],
+        DATA,
+        [":201: has 'label'"],
+    ),
+    ("B31", "in.jsonl", jsonl(DPO, {**PAIR, "label": True}), [], DATA, ["in.jsonl:2: has no 'chosen'"]),
+    ("weight", "in.jsonl", jsonl(CHAT, {**CHAT, "weight": -1}), [], DATA, ["in.jsonl:2: 'weight' is -1"]),
+    ("weight", "in.jsonl", jsonl(CHAT, {**CHAT, "weight": -1}), CHATML, DATA, ["in.jsonl:2: 'weight' is -1"]),
+    ("weight", "in.jsonl", jsonl(DPO, {**DPO, "weight": 0}), [], DATA, ["in.jsonl:2: 'weight' is 0"]),
+    (
+        "tools",
+        "in.jsonl",
+        jsonl(CHAT, {**CHAT, "tools": [{}]}),
+        [],
+        DATA,
+        ["in.jsonl:2: 'tools' should be a list of func"],
+    ),
+    ("tools", "in.jsonl", chat({**QUESTION, **CALLING}, ANSWER), [], DATA, ["in.jsonl:2: turn 1: only the assistant"]),
+    (
+        "tools",
+        "in.jsonl",
+        chat(QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}),
+        [],
+        DATA,
+        ["in.jsonl:2: turn 2: the arguments of a call are a list"],
+    ),
+    (
+        "weight",
+        "in.jsonl",
+        jsonl({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]}),
+        [],
+        DATA,
+        ["in.jsonl:1: turn 2: 'weight' of a single turn"],
+    ),
     ("B32", "in.csv.gz", b"no gzip", [], DATA, ["in.csv.gz: not gzip"]),
     ("B32", "in.csv.gz", gzip.compress(b"a,b\n" * 99, mtime=0)[:-9], ALPACA, DATA, ["in.csv.gz: damaged gzip"]),
     ("B32", "in.csv.zst", b"\x28\xb5\x2f\xfd\x00", [], DATA, ["in.csv.zst: damaged Zstandard"]),
@@ -151,6 +223,30 @@ REFUSED = [
         ["--against", "test.txt", "--strict", "-o", "out.jsonl"],
         DATA,
         ["1 rows are"],
+    ),
+    (
+        "B36",
+        "in.jsonl",
+        jsonl({"text": "a"}, {"text": "long " * 99}),
+        ["--tokenizer", "builtin:tiny", "--max-tokens", "20", "--strict"],
+        DATA,
+        ["longer than --max-tokens 20: 1 rows dropped"],
+    ),
+    (
+        "B36",
+        "in.jsonl",
+        jsonl({"text": "a"}, {"text": "long " * 99}),
+        ["--tokenizer", "builtin:tiny", "--max-tokens", "20", "--overlength", "truncate", "--strict"],
+        DATA,
+        ["longer than --max-tokens 20: 1 rows cut"],
+    ),
+    (
+        "B38",
+        "in.jsonl",
+        jsonl({"text": "a"}, {"text": "b <|im_end|>"}),
+        ["--special-tokens", "reject"],
+        DATA,
+        ["in.jsonl:2: holds <|im_end|>, the text of a special token", "--on-error skip"],
     ),
     ("B44", "in.jsonl", jsonl({"text": "a"}), ["-o", "in.jsonl", "--force"], USAGE, ["would replace the input"]),
     ("B45", "in.jsonl", jsonl({"text": "a"}), ["-o", "test.txt"], ExitCode.EXISTS, ["test.txt exists", "--force"]),
@@ -224,10 +320,19 @@ TAKEN = [
     ("B7", "instruction,output\nq,cafÃ© good\n", ALPACA, "in.csv:2: cafÃ© good"),
     ("B12", "instruction|output\nq|good\n", ALPACA, "columns are separated by '|' (pipe)"),
     ("B16", "instruction,output\nq,NULL\nq,good\n", [*ALPACA, "--on-error", "skip"], "2 rows in = 1 out + 1 rejected"),
+    (
+        "B16",
+        '{"text": "nan"}\n{"text": "good"}',
+        ["--on-error", "skip"],
+        "2 rows in = 1 out + 1 rejected",
+    ),
+    ("B16", "null\ngood", ["--documents", "line"], "2 rows in = 2 out"),
+    ("B31", "prompt,completion,label\nq,good,\nq,good too,x\n", [], "left out: label"),
     ("B18", '[{"text": "good"}]', ["--format", "json"], "1 out"),
     ("B34", '{"text": "a"}\n{"text": "good"}', ["--against", "test.txt"], "leak: 1 rows are also in test.txt"),
     ("B35", '{"text": "good"}\n{"text": "good"}', [], "all 2 rows are the same"),
     ("B38", '{"text": "good <|im_end|>"}', [], "1 rows hold text that looks like a special token"),
+    ("B38", '{"text": "</s>"}\n{"text": "good"}', ["--special-tokens", "reject", "--on-error", "skip"], "1 rejected"),
     ("B39", "instruction,output\nq,=cmd()|good\n", ALPACA, "1 out"),
     ("B40", '{"text": "good <script>alert(1)</script>"}', [], "1 out"),
     ("B41", '{"text": "good \\u001b[31m\\u202e"}', [], "1 out"),
@@ -240,7 +345,7 @@ def test_an_odd_input_is_taken_and_what_is_odd_is_said(monkeypatch, folder, numb
     result = run_prep(monkeypatch, folder, ["in.csv", *options], "")
     assert result.exit_code == 0 and words in result.stderr, result.stderr
     kept = [text for row in result.rows for text in row.values()]
-    if number in ("B38", "B40", "B41"):
+    if number in ("B38", "B40", "B41") and "reject" not in options:
         assert kept == [json.loads(content)["text"]]
     if number == "B39":
         assert kept[1] == "=cmd()|good"

@@ -116,6 +116,50 @@ def test_a_stratified_split_keeps_the_shares_within_each_label(prep, tmp_path):
     assert prep("--stratify", "label", stdin=jsonl(*rows)).exit_code == ExitCode.USAGE
 
 
+def test_equal_rows_stay_together_in_a_stratified_split(prep, tmp_path):
+    rows = [{"text": f"text {number % 9}", "label": "abc"[number % 3]} for number in range(90)]
+    options = ["--dedupe", "none", "--split", "train=0.5,test=0.5", "--stratify", "label", "-o", "s"]
+    result = prep(*options, stdin=jsonl(*rows))
+    train, test = (rows_of((tmp_path / f"s/{part}.jsonl").read_text()) for part in ("train", "test"))
+    assert len(train) + len(test) == 90 and train and test, result.stderr
+    assert not {row["text"] for row in train} & {row["text"] for row in test}
+
+
+def test_what_a_row_weighs_travels_through_templates_where_the_record_is_a_training_row(prep):
+    ready = [
+        {"prompt": "q", "completion": "a long answer"},
+        {"prompt": "q", "completion": "a heavy answer", "weight": 3},
+    ]
+    for options in ([], ["--template", "alpaca"], ["--template", "chatml"], ["--template", "completion"]):
+        assert [row.get("weight") for row in prep(*options, stdin=jsonl(*ready)).rows] == [None, 3]
+        bad = prep(*options, stdin=jsonl(*ready, {**ready[0], "weight": -3}))
+        assert bad.exit_code == ExitCode.DATA and "<stdin>:3: 'weight' is -3" in bad.stderr
+    chat = {"messages": CHAT, "weight": 2, "meta": {"made_by": "f"}, "id": 5}
+    (row,) = prep("--template", "chatml", stdin=jsonl(chat)).rows
+    assert (row["weight"], row["meta"], row["template"][:7]) == (2, {"made_by": "f"}, "chatml@")
+    (row,) = prep(stdin=jsonl({"messages": CHAT, "weight": None, "label": None})).rows
+    assert row == {"messages": CHAT}
+    table = "prompt,completion,weight\nq,a long answer,2\nq,another long answer,\n"
+    for options in ([], ["--template", "completion"]):
+        assert [row.get("weight") for row in prep(*options, stdin=table).rows] == [2, None]
+        assert "'weight' is text" in prep(*options, stdin=table + "q,a third long answer,heavy\n").stderr
+    products = jsonl({"product": "Lamp", "text": "It shines.", "weight": 3})
+    mapped = prep("--template", "alpaca", "--map", "instruction=On {product}", "--map", "output=text", stdin=products)
+    assert "weight" not in mapped.rows[0] and "left out: weight" in mapped.stderr
+
+
+def test_a_conversation_in_which_an_answer_is_empty_is_left_out_and_said(prep):
+    blank = [CHAT[0], {"role": "assistant", "content": " "}, *CHAT[2:]]
+    flat = {"text": "### Human: a ### Assistant: ### Human: b ### Assistant: c"}
+    result = prep(stdin=jsonl({"messages": CHAT}, {"messages": blank}))
+    assert result.exit_code == 0 and result.rows == [{"messages": CHAT}]
+    assert "left out: <stdin>:2: turn 2: no answer, nothing to learn" in result.stderr
+    assert "1 out + 1 rejected" in result.stderr
+    alone = prep(stdin=jsonl({"messages": blank}))
+    assert alone.exit_code == ExitCode.DATA and "0 rows left of 1" in alone.stderr
+    assert prep("--template", "chatml", stdin=jsonl(flat)).exit_code == ExitCode.DATA
+
+
 def test_statistics_count_lengths_and_leaks_between_parts(prep, tmp_path):
     rows = [{"prompt": f"q{number % 50}", "completion": f"{number}" + "x" * number} for number in range(200)]
     result = prep("--stats", "--json", stdin=jsonl(*rows))
@@ -273,6 +317,19 @@ def test_rows_beyond_the_limit_are_dropped_cut_or_an_error_and_answer_tokens_cou
     )
     assert gone.rows == rows[:1] and "no answer would be left" in gone.stderr
     assert prep("--max-tokens", "9", stdin=jsonl(*rows)).exit_code == ExitCode.USAGE
+
+
+def test_pairs_are_not_cut_and_what_is_rejected_is_in_the_ledger(prep, tiny_model, lengths):
+    rows = jsonl(
+        {"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "long " * 40, "rejected": "b"}
+    )
+    options = ["--tokenizer", tiny_model, "--max-tokens", "20", "--overlength", "truncate"]
+    stopped = prep(*options, stdin=rows)
+    assert stopped.exit_code == ExitCode.DATA and "answers to be compared are not cut" in stopped.stderr
+    assert "hint: --overlength drop" in stopped.stderr and "no answer would be left" not in stopped.stderr
+    skipped = prep(*options, "--on-error", "skip", stdin=rows)
+    lost = lengths("long " * 40) + 1
+    assert f"longer than --max-tokens: 1 rows rejected, {lost} answer tokens lost" in skipped.stderr
 
 
 def test_a_conversation_is_cut_after_an_answer(prep, tiny_model):

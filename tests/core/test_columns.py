@@ -129,9 +129,30 @@ def test_the_usual_names_of_other_data_sets_are_understood(wanted, row, expected
 
 
 def test_a_context_that_the_template_cannot_take_is_not_dropped_in_silence():
-    with pytest.raises(UserError, match="no field for the column 'input'") as caught:
-        choose(COMPLETION, [{"instruction": "q", "output": "a", "input": "c"}])
+    row = {"instruction": "q", "output": "a", "input": " "}
+    choice = choose(COMPLETION, [row])
+    assert fill_fields(row, choice, COMPLETION, "t.csv:2") == {"prompt": "q", "completion": "a"}
+    with pytest.raises(BadValue, match=r"t.csv:3: .* no field for the column 'input'") as caught:
+        fill_fields({**row, "input": "c"}, choice, COMPLETION, "t.csv:3")
     assert '--map prompt="{instruction} {input}"' in (caught.value.hint or "")
+
+
+def test_a_context_is_looked_for_in_every_row_also_where_the_first_have_none():
+    first, later = {"instruction": "q", "response": "a"}, {"instruction": "q", "response": "a", "context": "c"}
+    lines = choose_columns(ALPACA, list(first), [first], {}, "t.jsonl", is_table=False)
+    table = choose(ALPACA, [{**first, "context": ""}])
+    for choice in (lines, table):
+        assert fill_fields(later, choice, ALPACA, "t:2")["input"] == "c"
+    assert fill_fields(first, lines, ALPACA, "t:1").get("input", "") == ""
+    assert "input" not in choose(ALPACA, [first]).sources  # a table gets no more columns
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_not_written_into_a_question(number):
+    choice = choose(ALPACA, [{"a": 1.5, "b": "x"}], instruction="How much is {a}?", output="b")
+    assert fill_fields({"a": 1.5, "b": "x"}, choice, ALPACA, "t:1")["instruction"] == "How much is 1.5?"
+    with pytest.raises(BadValue, match=f"t:2: 'a' is {number}, no number"):
+        fill_fields({"a": number, "b": "x"}, choice, ALPACA, "t:2")
 
 
 def test_a_map_is_obeyed_and_what_it_leaves_open_is_inferred():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.core.splitting import content_digest, parse_shares, part_of, position
+from ftkit.core.splitting import Stratifier, content_digest, parse_shares, part_of, position
 from ftkit.errors import ExitCode, UserError
 
 
@@ -33,6 +33,19 @@ def test_parts_get_their_shares_of_many_rows():
 def test_every_row_has_a_part_though_the_shares_round(digest):
     assert part_of(digest, dict.fromkeys("abcdefghij", 0.1)) in "abcdefghij"
     assert part_of(digest, {"all": 1.0}) == "all"
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["a", "b"])), max_size=60))
+def test_equal_rows_never_straddle_a_stratified_split(rows):
+    shares = {"train": 0.5, "test": 0.5}
+    remembering, plain = Stratifier(shares), Stratifier(shares, has_duplicates=False)
+    parts = {}
+    for number, stratum in rows:
+        digest = content_digest({"text": str(number)})
+        assert remembering.part_of(digest, stratum) == parts.setdefault(number, remembering.part_of(digest, stratum))
+    for number, stratum in dict(rows).items():  # without equal rows nothing is to be remembered
+        digest = content_digest({"text": str(number)})
+        assert plain.part_of(digest, stratum) in shares
 
 
 def test_shares_are_read_in_order():

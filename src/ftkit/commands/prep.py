@@ -56,7 +56,7 @@ def run(settings: PrepSettings) -> None:
                         end.look_at(made, part if settings.split else None)
                 if ledger.rejected or not settings.shard:  # few records may leave a shard empty
                     ledger.require_rows()
-                end.require_no_leak()
+                end.require_strict(ledger)
         except NothingLeft as error:  # the rejects tell why: they are kept, the rows are not
             nothing_left = error
     report(settings, work, end.stats, end.leaks)
@@ -146,9 +146,17 @@ class Ending:
             self.leaks[0] += is_equal
             self.leaks[1] += int(not is_equal and question_digest(row) in questions)
 
-    def require_no_leak(self) -> None:
-        """With --strict, rows that are also elsewhere are a data error."""
-        if self.settings.strict and any(self.leaks):
+    def require_strict(self, ledger: Ledger) -> None:
+        """With --strict, rows that are also elsewhere, or were too long, are a data error."""
+        if not self.settings.strict:
+            return
+        if ledger.beyond:
+            raise UserError(
+                f"longer than --max-tokens {self.settings.max_tokens:,}: {ledger.beyond}",
+                ExitCode.DATA,
+                hint="a larger --max-tokens, or without --strict",
+            )
+        if any(self.leaks):
             raise UserError(
                 f"{self.leaks[0]:,} rows are also in {self.settings.against}, {self.leaks[1]:,} more ask the same",
                 ExitCode.DATA,

@@ -48,7 +48,7 @@ def split_files(settings: PrepSettings, ledger: Ledger) -> Iterator[Write]:
             ExitCode.EXISTS,
             hint="give another -o; --force replaces only what ftkit made",
         )
-    stratifier = Stratifier(shares) if settings.stratify else None
+    stratifier = Stratifier(shares, has_duplicates=settings.dedupe == "none") if settings.stratify else None
     with atomic_folder(folder, replace=settings.force) as staged, ExitStack() as files:
         writers = {name: files.enter_context((staged / f"{name}.jsonl").open("wb")).write for name in shares}
 

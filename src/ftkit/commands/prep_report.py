@@ -58,13 +58,8 @@ def warn_of(ledger: Ledger, settings: PrepSettings, leaks: list[int]) -> None:
         )
     if ledger.out == 1 and ledger.duplicates:
         console.warn(f"all {ledger.rows_in - ledger.rejected:,} rows are the same")
-    if ledger.lost_tokens:
-        cut = (
-            f"{ledger.truncated:,} rows cut"
-            if ledger.truncated
-            else f"{ledger.filtered['--max-tokens']:,} rows dropped"
-        )
-        console.warn(f"longer than --max-tokens: {cut}, {ledger.lost_tokens:,} answer tokens lost")
+    if ledger.beyond:
+        console.warn(f"longer than --max-tokens: {ledger.beyond}, {ledger.lost_tokens:,} answer tokens lost")
     if sum(leaks):
         console.warn(f"leak: {leaks[0]:,} rows are also in {settings.against}, {leaks[1]:,} more ask the same")
     if settings.shard and not ledger.out:

@@ -105,7 +105,8 @@ class Preparation:
         """The plan for an input; all inputs must give the same kind of rows."""
         columns = list(dict.fromkeys(name for record in sample for name in record.values))
         is_table = opened.format in ("csv", "parquet")
-        beginning = Beginning(opened.name, sample[0].line, columns, [record.values for record in sample], is_table)
+        records, is_text = [record.values for record in sample], opened.format == "text"
+        beginning = Beginning(opened.name, sample[0].line, columns, records, is_table, is_text)
         if self.settings.map and self.template is None:
             raise needs_template("--map fills the fields of a template, and none is given")
         plan = make_plan(beginning, self.template, self.settings.map, self.marks)

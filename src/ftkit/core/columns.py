@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import orjson
@@ -100,6 +101,8 @@ class Choice:
     """Fields that nobody named."""
     since: str = ""
     """file:line of the first row it was made for."""
+    without_place: tuple[str, str] | None = None
+    """The context column of a well-known shape that the template has no field for, and how to map it."""
 
     @cached_property
     def needed(self) -> tuple[tuple[str, str], ...]:
@@ -187,8 +190,8 @@ def choose_columns(
     sources = {**named, **mapped}
     if all(name in sources for name in wanted.required):
         return Choice(sources)
-    if not mapped and (shape := usual_names(wanted, columns, sample, where)):
-        return Choice(shape)
+    if not mapped and (shape := usual_names(wanted, columns, is_table=is_table)):
+        return shape
     unknown = [name for name in wanted.required if name not in mapped]
     can_infer = wanted.answer is not None and not any(name in named and name not in mapped for name in wanted.required)
     if can_infer and set(unknown) <= {wanted.question, wanted.answer}:
@@ -196,12 +199,11 @@ def choose_columns(
     raise cannot_fill(wanted, columns, sample, where)
 
 
-def usual_names(
-    wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], where: str
-) -> dict[str, str | Pattern] | None:
+def usual_names(wanted: Wanted, columns: Sequence[str], *, is_table: bool) -> Choice | None:
     """The fields of a question-and-answer template from columns that other data sets use; None if there are none.
 
-    A context column that is not empty needs a field of the template; without one, nothing is left out in silence.
+    The context is looked for in every row. Without a field for it, a row that has one is a data error: nothing is left
+    out in silence.
     """
     if wanted.answer is None or wanted.question is None:
         return None
@@ -209,21 +211,13 @@ def usual_names(
         if question not in columns or answer not in columns:
             continue
         sources: dict[str, str | Pattern] = {wanted.question: question, wanted.answer: answer}
-        if context is not None and context in columns and any(is_filled(row.get(context)) for row in sample):
-            if "input" not in wanted.optional:
-                raise no_place_for(context, wanted, question, answer, where)
-            sources["input"] = context
-        return sources
+        if context is None or (is_table and context not in columns):
+            return Choice(sources)
+        if "input" in wanted.optional:
+            return Choice(sources | {"input": context})
+        hint = f'--map {wanted.question}="{{{question}}} {{{context}}}" --map {wanted.answer}={answer}'
+        return Choice(sources, without_place=(context, hint))
     return None
-
-
-def no_place_for(context: str, wanted: Wanted, question: str, answer: str, where: str) -> UserError:
-    """The error for rows with a context column that the template does not take."""
-    return UserError(
-        f"{where}: template {wanted.template} has no field for the column '{context}'",
-        ExitCode.DATA,
-        hint=f'--map {wanted.question}="{{{question}}} {{{context}}}" --map {wanted.answer}={answer}',
-    )
 
 
 def cannot_fill(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], where: str) -> UserError:
@@ -381,6 +375,9 @@ def fill_fields(values: Mapping[str, Any], choice: Choice, wanted: Wanted, where
     for name, column in choice.needed:
         if column not in values and name not in wanted.optional:
             raise other_shape(values, column, name, choice.since, where)
+    if choice.without_place and is_filled(values.get(choice.without_place[0])):
+        context, hint = choice.without_place
+        raise BadValue(where, context, f"template {wanted.template} has no field for the column '{context}'", hint)
     filled = {}
     for name in wanted.fields:
         source = choice.sources.get(name)
@@ -417,11 +414,12 @@ def quick_source(source: str | Pattern, *, is_optional: bool) -> str:
     return f"''.join(({', '.join(pieces)},))"
 
 
-def quick_condition(wanted: Wanted) -> str:
-    """What holds for `fields` that nothing is wrong with; an answer that is short may be `nan` or `null`."""
+def quick_condition(choice: Choice, wanted: Wanted) -> str:
+    """What holds for `fields` and `record` that nothing is wrong with; a short answer may be `nan` or `null`."""
     filled = [f"fields[{name!r}] and not fields[{name!r}].isspace()" for name in wanted.required]
     long = [f"fields[{name!r}][{LONGEST_MISSING_CHARS}:]" for name in wanted.answers]
-    return " and ".join([*filled, *long]) or "True"
+    placed = [f"record.get({choice.without_place[0]!r}) in (None, '')"] if choice.without_place else []
+    return " and ".join([*filled, *long, *placed]) or "True"
 
 
 def check_text(text: str, source: str | Pattern, name: str, wanted: Wanted, where: str) -> None:
@@ -432,13 +430,19 @@ def check_text(text: str, source: str | Pattern, name: str, wanted: Wanted, wher
         if is_answer:
             raise NoAnswer(where, name, f"no answer, nothing to learn{shown}", "fill it in, or choose another column")
         raise BadValue(where, name, f"no {name}{shown}", "fill it in, or leave such rows out: --on-error skip")
-    if is_answer and text.strip().lower() in NOT_AN_ANSWER:
-        raise BadValue(
-            where,
-            name,
-            f"the answer is {text.strip()!r}, a missing value",
-            "fill it in, or leave such rows out: --on-error skip",
-        )
+    if is_answer and is_missing(text):
+        raise missing_answer(text, where, name)
+
+
+def is_missing(answer: str) -> bool:
+    """True for what programs write where they have no answer."""
+    return len(answer) <= LONGEST_MISSING_CHARS and answer.strip().lower() in NOT_AN_ANSWER
+
+
+def missing_answer(answer: str, where: str, name: str, part: str = "") -> BadValue:
+    """The error for such an answer."""
+    reason = f"{part}the answer is {answer.strip()!r}, a missing value"
+    return BadValue(where, name, reason, "fill it in, or leave such rows out: --on-error skip")
 
 
 def cell_text(values: Mapping[str, Any], column: str, field_name: str, where: str) -> str:
@@ -460,6 +464,9 @@ def cell_text(values: Mapping[str, Any], column: str, field_name: str, where: st
 def written(values: Mapping[str, Any], column: str, field_name: str, where: str) -> str:
     """A value inside a pattern: text as it is, numbers as JSON writes them."""
     value = values.get(column)
+    if isinstance(value, float) and not isfinite(value):
+        hint = "fill it in, or leave such rows out: --on-error skip"
+        raise BadValue(where, field_name, f"'{column}' is {value}, no number that can be written", hint)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return orjson.dumps(value).decode()
     return cell_text(values, column, field_name, where)

@@ -7,7 +7,7 @@ beginning (hh-rlhf, UltraFeedback). KTO: a conversation or a completion with a l
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftkit.core.columns import NoAnswer
+from ftkit.core.columns import NoAnswer, is_missing, missing_answer
 from ftkit.core.sharegpt import common_turns, to_message, to_messages
 from ftkit.core.transcripts import Marks, split_turns
 from ftkit.errors import ExitCode, UserError
@@ -103,6 +103,8 @@ def require_answers(row: Row, answers: Sequence[str], where: str) -> Row:
     for name in answers:
         if is_empty(row[name]):
             raise NoAnswer(where, name, f"'{name}' is empty, nothing to learn")
+        if (missing := next(filter(is_missing, texts_in(row[name])), None)) is not None:
+            raise missing_answer(missing, where, name, f"'{name}': ")
     if len(answers) == 2 and row[answers[0]] == row[answers[1]]:
         raise NoAnswer(where, answers[0], "'chosen' and 'rejected' are the same, nothing to learn")
     return row
@@ -114,6 +116,14 @@ def is_empty(answer: Any) -> bool:
         return not answer.strip()
     turns = answer if isinstance(answer, list) else []
     return any(is_empty(turn.get("content")) and not turn.get("tool_calls") for turn in turns)
+
+
+def texts_in(answer: Any) -> list[str]:
+    """The text of an answer, or those of its turns."""
+    if isinstance(answer, str):
+        return [answer]
+    contents = [turn.get("content") for turn in answer] if isinstance(answer, list) else []
+    return [content for content in contents if isinstance(content, str)]
 
 
 def to_dialogue(row: Row) -> Row:

@@ -74,7 +74,9 @@ class PrepSettings:
     against: Annotated[
         str | None, Option("Warn of rows that are also in this file of rows (a test set)", metavar="FILE")
     ] = None
-    strict: Annotated[bool, Option("Rows also found by --against are an error")] = False
+    strict: Annotated[
+        bool, Option("Rows also found by --against, or longer than --max-tokens, are an error at the end")
+    ] = False
     augment: Annotated[
         str | None,
         Option(
@@ -82,6 +84,10 @@ class PrepSettings:
         ),
     ] = None
     plain: Annotated[bool, Option("Leave ftkit's own keys (template, pattern, meta) out of the rows")] = False
+    special_tokens: Annotated[
+        Literal["keep", "reject"],
+        Option("Text that looks like a special token: kept (trained as plain text), or a bad row"),
+    ] = "keep"
     on_error: Annotated[Literal["stop", "skip"], Option("What a bad row does")] = "stop"
     rejects: Annotated[
         str | None, Option("With --on-error skip: write the rejected rows and reasons here", metavar="FILE")
@@ -136,7 +142,10 @@ class PrepSettings:
         require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens", self.max_tokens, "2 or more")
         require(self.show >= 0, "--show", self.show, "0 or more")
         require_seed(self.seed)
-        for name, needed in (("stratify", "split"), ("strict", "against"), ("max_tokens", "tokenizer")):
+        if self.strict and not (self.against or self.max_tokens):
+            hint = "give --against FILE, or --tokenizer MODEL --max-tokens N"
+            raise UserError("--strict needs --against or --max-tokens", ExitCode.USAGE, hint=hint)
+        for name, needed in (("stratify", "split"), ("max_tokens", "tokenizer")):
             if getattr(self, name) and not getattr(self, needed):
                 raise UserError(
                     f"{flag_of(name)} needs {flag_of(needed)}", ExitCode.USAGE, hint=f"give {flag_of(needed)} too"

@@ -39,14 +39,17 @@ class Ledger:
     special: int = 0
     """Rows with text that looks like a special token."""
     special_example: str = ""
+    too_long: int = 0
+    """Rejected rows that were too long."""
     truncated: int = 0
     lost_tokens: int = 0
-    """Answer tokens of rows that were too long, cut or dropped."""
+    """Answer tokens of rows that were too long: cut, dropped or rejected."""
 
     def take(self, other: "Ledger") -> None:
         """Add what another process has counted of the records that it made rows of."""
         self.rows_in += other.rows_in
         self.made += other.made
+        self.too_long += other.too_long
         self.truncated += other.truncated
         self.lost_tokens += other.lost_tokens
 
@@ -58,6 +61,12 @@ class Ledger:
         else:
             self.special += 1
             self.special_example = self.special_example or example
+
+    @property
+    def beyond(self) -> str:
+        """What became of rows that were too long, in words; empty if there are none."""
+        counts = {"cut": self.truncated, "dropped": self.filtered["--max-tokens"], "rejected": self.too_long}
+        return ", ".join(f"{count:,} rows {what}" for what, count in counts.items() if count)
 
     @property
     def is_balanced(self) -> bool:

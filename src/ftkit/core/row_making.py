@@ -179,7 +179,10 @@ class RowMaker:
             row["meta"] = {"made_by": (self.settings.augment or "").rpartition("/")[2]}
         content = content_of(row)
         if not is_plain(content):
-            yield from oddities(row, place)
+            for odd in oddities(row, place):
+                if odd.what == "special" and self.settings.special_tokens == "reject":
+                    raise special_text(odd.example)
+                yield odd
         if option := length_option(row, self.settings.min_chars, self.settings.max_chars):
             yield LeftOut(option)
             return
@@ -189,6 +192,9 @@ class RowMaker:
             tokens = fitted.tokens
             self.ledger.lost_tokens += fitted.lost_tokens
             self.ledger.truncated += fitted.was_cut
+            if fitted.error is not None:
+                self.ledger.too_long += 1
+                raise fitted.error
             if fitted.row is None:
                 yield LeftOut("--max-tokens")
                 return
@@ -230,6 +236,13 @@ def stratum_of(name: str | None, record: Record, row: Row, place: str) -> str | 
 def has_oddities(row: Mapping[str, Any]) -> bool:
     """Whether a row looks misread or holds the text of a special token."""
     return any(True for _ in oddities(row, ""))
+
+
+def special_text(example: str) -> UserError:
+    """The error for a row with the text of a special token, `file:line: text`."""
+    place, _, found = example.rpartition(": ")
+    hint = "mend the row, or leave such rows out: --on-error skip; --special-tokens keep trains it as plain text"
+    return UserError(f"{place}: holds {found}, the text of a special token", ExitCode.DATA, hint=hint)
 
 
 def oddities(row: Mapping[str, Any], place: str) -> Iterator[Noticed]:

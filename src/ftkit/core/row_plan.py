@@ -1,6 +1,6 @@
 """How the records of one input become training rows: decided once from its first records, then applied to each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,18 +12,21 @@ from ftkit.core.columns import (
     Wanted,
     choose_columns,
     fill_fields,
+    is_missing,
+    missing_answer,
     other_shape,
     parse_maps,
     quick_condition,
     quick_sources,
 )
+from ftkit.core.one_kind import OneKind
 from ftkit.core.preferences import CONVERSATIONS, holds_preferences, preference_row, to_dialogue
 from ftkit.core.sharegpt import parse_tools, refuse_tools, to_messages
 from ftkit.core.transcripts import Marks, find_marks, split_turns
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.nested import dotted_names, with_nested
 from ftkit.io.plain_template import builder
-from ftkit.io.records import Kind, check_messages, check_row
+from ftkit.io.records import Kind, check_row
 from ftkit.io.template import Template
 
 ALL_KINDS: tuple[Kind, ...] = ("prompt_completion", "messages", "text", "classification", "preference")
@@ -59,11 +62,17 @@ class Beginning:
     sample: Sequence[Mapping[str, Any]]
     is_table: bool = True
     """False where later records may have columns that these do not have."""
+    is_plain_text: bool = False
+    """True for documents of a text, in which nothing stands for a missing value."""
 
     @property
     def since(self) -> str:
         """file:line of the first record."""
         return f"{self.name}:{self.first_line}"
+
+    def one_kind(self, used: Collection[str]) -> OneKind:
+        """What keeps the rows of one kind, where they use these keys."""
+        return OneKind.of(self.sample[0], self.since, used, is_table=self.is_table)
 
 
 def make_plan(
@@ -78,7 +87,9 @@ def make_plan(
         sample = [with_nested(record, paths) for record in beginning.sample]
         beginning = replace(beginning, columns=[*beginning.columns, *paths], sample=sample)
         return reading_nested(plan_columns(beginning, template, maps, marks), paths)
-    return plan_columns(beginning, template, maps, marks)
+    plan = plan_columns(beginning, template, maps, marks)
+    has_weights = beginning.is_table and "weight" in beginning.columns and ReadyRows.of(beginning) is not None
+    return reading_weights(plan) if plan and has_weights else plan
 
 
 def is_evident(record: Mapping[str, Any], template: Template | None, maps: Sequence[str]) -> bool:
@@ -104,6 +115,23 @@ def reading_nested(plan: Plan | None, paths: Sequence[str]) -> Plan | None:
         return None
     make = plan.make
     return replace(plan, make=lambda values, where: make(with_nested(values, paths), where), quick=None)
+
+
+def reading_weights(plan: Plan) -> Plan:
+    """The plan for a table of training rows whose weights may be written as text, as in CSV; a blank one is none."""
+    make = plan.make
+
+    def numbered(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        text = values.get("weight")
+        if not isinstance(text, str):
+            return values
+        try:
+            number = float(text) if text.strip() else None
+        except ValueError:
+            return values  # refused with its place
+        return {**values, "weight": number}
+
+    return replace(plan, make=lambda values, where: make(numbered(values), where))
 
 
 def plan_columns(
@@ -168,7 +196,8 @@ def plan_known_rows(beginning: Beginning) -> Plan | None:
         if kind == "messages":
             return plan_messages(keys[0], None, beginning)
         quick = partial(quick_known_row, keys) if kind in ("prompt_completion", "text") else None
-        return Plan(kind, partial(known_row, keys, beginning.since), note_others(beginning.name, others), quick)
+        make = partial(known_row, keys, beginning.one_kind(keys), beginning.is_plain_text)
+        return Plan(kind, make, note_others(beginning.name, others), quick)
     return plan_flattened(beginning, None)
 
 
@@ -186,48 +215,74 @@ def note_others(name: str, others: Sequence[str]) -> tuple[str, ...]:
     return (f"{name}: left out: {', '.join(others)}",) if others else ()
 
 
-def known_row(keys: Sequence[str], since: str, values: Mapping[str, Any], where: str) -> Row:
+def carried_of(values: Mapping[str, Any], template: Template | None = None) -> Row:
+    """What a row carries from an earlier prep, and its weight; with the template that it goes through now."""
+    carried = {key: values[key] for key in CARRIED if values.get(key) is not None}
+    return carried | ({"template": template.fingerprint} if template else {})
+
+
+def known_row(
+    keys: Sequence[str], one_kind: OneKind, is_plain_text: bool, values: Mapping[str, Any], where: str
+) -> Row:
     """A training row with its known keys, in a fixed order."""
     for key in keys:
         if key not in values:
-            raise other_shape(values, key, key, since, where)
-    row = {key: values[key] for key in (*keys, *CARRIED) if key in values}
+            raise other_shape(values, key, key, one_kind.since, where)
+    one_kind.check(values, where)
+    row = {key: values[key] for key in keys} | carried_of(values)
     for key in ("completion", "text", "label"):
         answer = row.get(key)
         if isinstance(answer, str) and not answer.strip():
             raise NoAnswer(where, key, "no answer, nothing to learn")
+        if isinstance(answer, str) and is_missing(answer) and not is_plain_text:
+            raise missing_answer(answer, where, key)
     check_row(row, where, kinds=ALL_KINDS)
     return row
 
 
 def quick_known_row(keys: Sequence[str], values: Mapping[str, Any]) -> Row | None:
-    """The same for a row that has these keys only, all of them texts, the answer not blank; None for any other."""
-    row = {key: values.get(key) for key in keys}
-    if len(values) != len(keys) or any(type(text) is not str for text in row.values()):
+    """The same for a row that has these keys only, all of them texts, the answer there; None for any other."""
+    if len(values) != len(keys):
         return None
-    answer = str(row[keys[-1]])
-    return row if answer and not answer.isspace() else None
+    row = {key: values.get(key) for key in keys}
+    for text in row.values():
+        if type(text) is not str:
+            return None
+    return row if text and not text.isspace() and not is_missing(text) else None
 
 
 def plan_messages(turns: str, template: Template | None, beginning: Beginning) -> Plan:
     """Conversations: `messages` as they are, ShareGPT's turns renamed; tools beside them as OpenAI writes them."""
+    one_kind = beginning.one_kind((turns, "tools"))
 
     def make(values: Mapping[str, Any], where: str) -> Row:
         if turns not in values:
             raise other_shape(values, turns, "messages", beginning.since, where)
+        one_kind.check(values, where)
         messages = values[turns]
         if turns == "conversations" or holds_speakers(messages) or holds_calls(messages):
             messages = to_messages(messages, values.get("system") if turns == "conversations" else None, where)
-        check_messages(messages, where)
         tools = parse_tools(values.get("tools"), where)
+        row: Row = {"messages": messages} | ({"tools": tools} if tools else {}) | carried_of(values, template)
+        check_row(row, where)
+        require_answers(messages, where)
         if template is not None and "tool" not in (template.chat or ""):
             refuse_tools(messages, tools, template.name, where)
-        row: Row = {"messages": messages} | ({"tools": tools} if tools else {})
-        if template is not None:
-            return row | {"template": template.fingerprint}
-        return row | {key: values[key] for key in CARRIED if key in values}
+        return row
 
-    return Plan("messages", make)
+    return Plan("messages", make, note_others(beginning.name, one_kind.unused))
+
+
+def require_answers(messages: Sequence[Mapping[str, Any]], where: str) -> None:
+    """A conversation in which an assistant's turn is blank and calls nothing is left out: it would teach to say nothing."""
+    for number, message in enumerate(messages, 1):
+        if message["role"] != "assistant":
+            continue
+        answer = message["content"]
+        if (not answer or answer.isspace()) and not message.get("tool_calls"):
+            raise NoAnswer(where, "messages", f"turn {number}: no answer, nothing to learn")
+        if is_missing(answer):
+            raise missing_answer(answer, where, "messages", f"turn {number}: ")
 
 
 def plan_flattened(beginning: Beginning, template: Template | None) -> Plan | None:
@@ -256,14 +311,16 @@ def plan_dialogues(
             if messages[-1] == {"role": "assistant", "content": ""}:
                 messages.pop()
             messages.append({"role": "assistant", "content": values[answer]})
-        if messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
-            raise NoAnswer(where, answer or column, "no answer, nothing to learn")
-        check_messages(messages, where)
-        return {"messages": messages} | ({"template": template.fingerprint} if template else {})
+        one_kind.check(values, where)
+        row = {"messages": messages} | carried_of(values, template)
+        check_row(row, where)
+        require_answers(messages, where)
+        return row
 
+    one_kind = beginning.one_kind(())
     called = f"{column} + {answer}" if answer else column
     note = f"{beginning.name}: turns of {called} are cut at {marks.user} and {marks.assistant}"
-    return Plan("messages", make, (note,))
+    return Plan("messages", make, (note, *note_others(beginning.name, one_kind.unused)))
 
 
 def plan_preferences(beginning: Beginning, template: Template | None) -> Plan:
@@ -280,14 +337,20 @@ def plan_preferences(beginning: Beginning, template: Template | None) -> Plan:
             hint="--template preference, a chat template, or none; for the good answers alone: --map FIELD=chosen",
         )
 
-    def make(values: Mapping[str, Any], where: str) -> Row:
-        row = preference_row(values, marks, where)
-        check_row(row, where, kinds=("preference",))
-        if template is None:
-            return row | {key: values[key] for key in CARRIED if key in values}
-        return render_preference(row, template, where) | {"template": template.fingerprint}
+    pair, first = ("chosen", "rejected"), beginning.sample[0]
+    are_pairs = all(key in beginning.columns for key in pair) and ("chosen" in first or "label" not in first)
+    one_kind = beginning.one_kind((*(pair if are_pairs else ("label",)), *CONVERSATIONS))
 
-    return Plan("preference", make)
+    def make(values: Mapping[str, Any], where: str) -> Row:
+        for key in pair if are_pairs else ():
+            if key not in values:
+                raise other_shape(values, key, key, beginning.since, where)
+        one_kind.check(values, where)
+        row = preference_row(values, marks, where) | carried_of(values, template)
+        check_row(row, where, kinds=("preference",))
+        return render_preference(row, template, where) if template else row
+
+    return Plan("preference", make, note_others(beginning.name, one_kind.unused))
 
 
 def render_preference(row: Row, template: Template, where: str) -> Row:
@@ -325,6 +388,7 @@ def holds_speakers(messages: Any) -> bool:
 
 def plan_single_turns(beginning: Beginning, template: Template, mapped: Mapping[str, str]) -> Plan:
     """A question and its answer as a conversation of two turns, for a chat template."""
+    ready = ReadyRows.of(beginning)
     wanted = Wanted(template.name, ("user", "assistant"), ("system",), "user")
     choice = choose(beginning, wanted, mapped)
     pattern = choice.pattern_of("user")
@@ -333,7 +397,9 @@ def plan_single_turns(beginning: Beginning, template: Template, mapped: Mapping[
         fields = fill_fields(values, choice, wanted, where)
         turns = [("system", fields.get("system", "")), ("user", fields["user"]), ("assistant", fields["assistant"])]
         messages = [{"role": role, "content": text} for role, text in turns if text]
-        return carry({"messages": messages}, template, pattern)
+        row = ready.weighed({"messages": messages}, values, where) if ready else {"messages": messages}
+        check_row(row, where)
+        return carry(row, template, pattern)
 
     return Plan("messages", make, notes_on(choice, beginning))
 
@@ -342,15 +408,43 @@ def plan_template(template: Template, wanted: Wanted, choice: Choice, beginning:
     """Fields rendered to the parts of a row: prompt and completion, one text, text and label, or a pair of answers."""
     carried = carry({}, template, choice.pattern_of(wanted.question))
     kind, parts = parts_of(template)
+    ready = ReadyRows.of(beginning)
 
     def make(values: Mapping[str, Any], where: str) -> Row:
         fields = fill_fields(values, choice, wanted, where)
         row: Row = {key: template.render_part(part, fields, where) for key, part in parts}
+        row = ready.weighed(row, values, where) if ready else row
         check_row(row, where, kinds=ALL_KINDS)
         return row | carried
 
     quick = quick_make(template, wanted, choice, parts) if kind in ("prompt_completion", "text") else None
+    quick = ready.only_plain(quick) if ready and quick else quick
     return Plan(kind, make, notes_on(choice, beginning), quick, carried)
+
+
+@dataclass(frozen=True)
+class ReadyRows:
+    """Records that are training rows before they go through a template: nothing of them is passed over."""
+
+    keys: tuple[str, ...]
+    one_kind: OneKind
+
+    @classmethod
+    def of(cls, beginning: Beginning) -> "ReadyRows | None":
+        """None for records of other columns, in which a `weight` is a column like any other."""
+        columns = set(beginning.columns).difference(CARRIED)
+        keys = next((keys for keys, _ in KNOWN_ROWS if columns == set(keys)), None)
+        return None if keys is None else cls(keys, beginning.one_kind(keys))
+
+    def weighed(self, row: Row, values: Mapping[str, Any], where: str) -> Row:
+        """The row made of a record, with its weight; a data error for a record of another kind."""
+        self.one_kind.check(values, where)
+        return row if values.get("weight") is None else row | {"weight": values["weight"]}
+
+    def only_plain(self, quick: Callable[[Mapping[str, Any]], Row | None]) -> Callable[[Mapping[str, Any]], Row | None]:
+        """`quick` for records that have the keys only; None for any other."""
+        count = len(self.keys)
+        return lambda values: quick(values) if len(values) == count else None
 
 
 def quick_make(
@@ -363,7 +457,7 @@ def quick_make(
     expressions = {key: template.quick(part) for key, part in parts}
     if any(expression is None for expression in expressions.values()):
         return None
-    build = builder(quick_sources(choice, wanted), quick_condition(wanted), expressions)  # type: ignore[arg-type]
+    build = builder(quick_sources(choice, wanted), quick_condition(choice, wanted), expressions)  # type: ignore[arg-type]
     answer = parts[-1][0]
 
     def make(values: Mapping[str, Any]) -> Row | None:
@@ -406,11 +500,9 @@ def notes_on(choice: Choice, beginning: Beginning) -> tuple[str, ...]:
     """What to say of a choice: nothing where fields were named or are called as the template calls them."""
     renamed = {name: source for name, source in choice.sources.items() if isinstance(source, str) and source != name}
     if not choice.inferred:
-        return (
-            (f"{beginning.name}: {', '.join(f'{name} is {source}' for name, source in renamed.items())}",)
-            if renamed
-            else ()
-        )
+        told = [f"{name} is {source}" for name, source in renamed.items() if source in beginning.columns]
+        others = note_others(beginning.name, passed_over(choice, beginning))
+        return ((f"{beginning.name}: {', '.join(told)}",) if told else ()) + others
     lines = [
         f"{beginning.name}: no columns are called {' or '.join(sorted(choice.inferred))}; "
         f"chosen by their first {len(beginning.sample)} rows:"
@@ -424,3 +516,14 @@ def notes_on(choice: Choice, beginning: Beginning) -> tuple[str, ...]:
         for name, source in choice.sources.items()
     }
     return (*lines, f"  to choose otherwise: {' '.join(f'--map {name}={way}' for name, way in ways.items())}")
+
+
+def passed_over(choice: Choice, beginning: Beginning) -> list[str]:
+    """Columns that no field uses and that read as if they said what a row is worth: `weight`, `label`."""
+    used = {column for _, column in choice.needed}
+    worth = {"weight": (int, float), "label": (bool,)} if ReadyRows.of(beginning) is None else {}
+    return [
+        name
+        for name, types in worth.items()
+        if name not in used and any(type(record.get(name)) in types for record in beginning.sample)
+    ]

@@ -50,14 +50,15 @@ def to_message(turn: Any, place: str) -> dict[str, Any]:
         content = "" if turn.get("content") is None else turn["content"]
         return {**turn, "content": content, "tool_calls": parse_calls(calls, place)}
     speaker = turn.get("from")
+    weight = {} if turn.get("weight") is None else {"weight": turn["weight"]}  # whether it is trained: not to be lost
     if speaker == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": parse_calls(turn.get("value"), place)}
+        return {"role": "assistant", "content": "", "tool_calls": parse_calls(turn.get("value"), place)} | weight
     if not isinstance(speaker, str) or speaker not in ROLE_OF_SPEAKER:
         known = ", ".join([*ROLE_OF_SPEAKER, "function_call"])
         raise UserError(
             f"{place} has the unknown speaker {speaker!r}", ExitCode.DATA, hint=f"speakers under 'from': {known}"
         )
-    return {"role": ROLE_OF_SPEAKER[speaker], "content": turn.get("value")}
+    return {"role": ROLE_OF_SPEAKER[speaker], "content": turn.get("value")} | weight
 
 
 def parse_calls(value: Any, place: str) -> list[dict[str, Any]]:

@@ -58,25 +58,35 @@ class Stratifier:
     """Gives each row of a stratum to a part that is behind, so a stratum has the shares to within a row or two.
 
     The rows that came before decide: rows added at the end move none. A draw from the row's content decides between
-    parts that are behind, so that the order of the rows makes no pattern.
+    parts that are behind, so that the order of the rows makes no pattern. Where equal rows may come, each goes to the
+    part of the first, which is remembered (about 100 bytes a row).
     """
 
-    def __init__(self, shares: Mapping[str, float]) -> None:
+    def __init__(self, shares: Mapping[str, float], *, has_duplicates: bool = True) -> None:
         self.shares = shares
         self.counts: dict[str | None, dict[str, int]] = {}
+        self.parts: dict[bytes, str] | None = {} if has_duplicates else None
 
     def part_of(self, digest: bytes, stratum: str | None) -> str:
         """The part for the next row of a stratum."""
         counts = self.counts.setdefault(stratum, dict.fromkeys(self.shares, 0))
+        part = self.parts.get(digest) if self.parts is not None else None
+        if part is None:
+            part = self._due(digest, counts)
+            if self.parts is not None:
+                self.parts[digest] = part
+        counts[part] += 1
+        return part
+
+    def _due(self, digest: bytes, counts: Mapping[str, int]) -> str:
+        """A part that is behind."""
         total = sum(counts.values()) + 1
         behind = {name: share * total - counts[name] for name, share in self.shares.items()}
         fair = {name: share for name, share in self.shares.items() if behind[name] > 0}
         whole = sum(fair.values())
         part = part_of(digest, {name: share / whole for name, share in fair.items()}, salt=f"stratum {total}"[:16])
         due = max(behind, key=lambda name: behind[name])
-        part = due if behind[due] >= 1 else part
-        counts[part] += 1
-        return part
+        return due if behind[due] >= 1 else part
 
 
 def position(digest: bytes, salt: str) -> float:

@@ -17,6 +17,8 @@ class Fitted:
     tokens: int
     lost_tokens: int = 0
     was_cut: bool = False
+    error: UserError | None = None
+    """Why a row that is too long is rejected."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,22 @@ class TokenLimit:
         if self.most is None or tokens <= self.most:
             return Fitted(row, tokens)
         answer = sum(example.counted)
-        if self.overlength == "error":
-            raise UserError(
-                f"{where}: {tokens:,} tokens, --max-tokens is {self.most:,}",
-                ExitCode.DATA,
-                hint="--overlength drop or truncate",
-            )
         if self.overlength == "drop":
             return Fitted(None, tokens, answer)
-        shorter = self.cut(row)
-        if shorter is None:
-            raise UserError(
-                f"{where}: {tokens:,} tokens, and cut to {self.most:,} no answer would be left", ExitCode.DATA
+        if self.overlength == "error":
+            reason, hint = f"--max-tokens is {self.most:,}", "--overlength drop or truncate"
+        elif is_preference(row):
+            reason, hint = f"--max-tokens is {self.most:,}, and answers to be compared are not cut", "--overlength drop"
+        elif (shorter := self.cut(row)) is None:
+            reason, hint = (
+                f"and cut to {self.most:,} no answer would be left",
+                "a larger --max-tokens; --overlength drop",
             )
-        left = longest_example(self.encoder, shorter)
-        return Fitted(shorter, len(left.ids), answer - sum(left.counted), was_cut=True)
+        else:
+            left = longest_example(self.encoder, shorter)
+            return Fitted(shorter, len(left.ids), answer - sum(left.counted), was_cut=True)
+        error = UserError(f"{where}: {tokens:,} tokens, {reason}", ExitCode.DATA, hint=hint)
+        return Fitted(None, tokens, answer, error=error)
 
     def cut(self, row: Row) -> Row | None:
         """The row with its answer cut to fit: later turns of a conversation go first; None if no answer is left."""
@@ -87,9 +90,14 @@ def longest_example(encoder: Encoder, row: Row) -> Example:
     return max(examples_of(encoder, row), key=lambda example: len(example.ids))
 
 
+def is_preference(row: Row) -> bool:
+    """True for a pair of answers, and for one that is labelled good or bad."""
+    return "chosen" in row or isinstance(row.get("label"), bool)
+
+
 def examples_of(encoder: Encoder, row: Row) -> list[Example]:
     """A row's examples: one, or one for each answer of a preference."""
-    if "chosen" in row or isinstance(row.get("label"), bool):
+    if is_preference(row):
         answers = [row[key] for key in ("chosen", "rejected", "completion") if key in row]
         if isinstance(row["prompt"], list):
             return [encoder.example({"messages": [*row["prompt"], *answer]}) for answer in answers]
