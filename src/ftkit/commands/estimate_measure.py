@@ -17,7 +17,8 @@ from ftkit.core.real_steps import measure_steps
 from ftkit.core.training_memory import present_gpu, simulated_device, training_memory
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import DTYPES, dtype_name, pick_device, pick_dtype
-from ftkit.io.quantization import check_quantization, quantization_config, stored_quantization
+from ftkit.io.quantization import check_quantization, quantization_config
+from ftkit.io.stored_quantization import stored_quantization
 
 TOLERANCE = {"cuda": 0.02, "cpu": 0.05}
 """A larger difference is warned of. CUDA: the design's aim, not measured yet; CPU: see docs/memory.md."""

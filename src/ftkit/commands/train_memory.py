@@ -10,7 +10,8 @@ from ftkit.core.memory_estimate import MemoryEstimate
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.training_memory import predict_training, present_gpu, simulated_device
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.quantization import quantization_config, stored_quantization
+from ftkit.io.quantization import quantization_config
+from ftkit.io.stored_quantization import stored_quantization
 
 GIB = 2**30
 SURPRISE = 0.03
