@@ -9,6 +9,7 @@ from conftest import assert_refused
 from transformers import FalconConfig, GPT2Config, GPTNeoConfig, LlamaConfig, Qwen3MoeConfig
 
 from ftkit.commands.estimate_model import Model
+from ftkit.core import real_steps
 from ftkit.core.gpus import GPUS, find_gpu
 from ftkit.errors import ExitCode, UserError
 
@@ -290,6 +291,29 @@ def test_two_real_steps_take_what_was_predicted(estimate, tmp_path):
     report = json.loads(result.stdout)
     predicted, measured = report["predicted"]["allocated_bytes"], report["measured"]["resident_bytes"]
     assert predicted > GIB // 2
+    assert predicted * 0.95 - 2**25 < measured < predicted * 1.05 + 2**27
+
+
+def test_the_heaviest_pack_of_real_rows_is_measured_with_its_shared_prefixes(estimate, tmp_path, monkeypatch):
+    """The very batch, with its own ids; in the same tolerance as other runs."""
+    taken = []
+    monkeypatch.setattr(
+        real_steps, "take_steps", lambda *args, real=real_steps.take_steps: taken.append(args[3]) or real(*args)
+    )
+    rows = [
+        {"prompt": f"{prompt} " + "a long story " * 50, "completion": f"ends {n} times"}
+        for prompt in "ab"
+        for n in range(6)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = estimate("--measure", "--data", "rows.jsonl", "--batch", 12, "--full", "--json")
+    assert result.exit_code == ExitCode.OK, result.stderr
+    report = json.loads(result.stdout)
+    [batch] = taken
+    assert batch.input_ids.numel() == report["data"]["heaviest"] < report["data"]["tokens"] / 3
+    assert (0,) in batch.layout.ancestors and batch.input_ids.unique().numel() > 10
+    assert f"{report['data']['heaviest']} positions of rows.jsonl" in report["title"]
+    predicted, measured = report["predicted"]["allocated_bytes"], report["measured"]["resident_bytes"]
     assert predicted * 0.95 - 2**25 < measured < predicted * 1.05 + 2**27
 
 

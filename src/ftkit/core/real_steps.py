@@ -9,7 +9,7 @@ import gc
 import resource
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def measure_steps(
 
     def work() -> None:
         model = random_model(settings, run, config, quantization, device, new)
-        with packed_attention(model):
+        with packed_attention(model) if run.pack else nullcontext():
             batch = heaviest(run).to(device) if heaviest else random_batch(run, model, device)
             take_steps(model, settings, run, batch, device)
 
