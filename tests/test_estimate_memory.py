@@ -366,7 +366,12 @@ LLAMA = {
     [("num_key_value_heads", value) for value in ("eight", 3, -2, 0, True, 4.0)]
     + [("head_dim", value) for value in ("x", -8)]
     + [("num_attention_heads", 128)]
-    + [("hidden_size", True), ("vocab_size", 100.0), ("max_position_embeddings", "long")],
+    + [
+        ("hidden_size", True),
+        ("vocab_size", 100.0),
+        ("max_position_embeddings", "long"),
+        ("quantization_config", "nf4"),
+    ],
 )
 def test_a_config_with_sizes_that_are_none_is_refused(estimate, tmp_path, key, value):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {key: value}))

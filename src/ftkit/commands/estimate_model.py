@@ -80,6 +80,9 @@ def settle_quantization(settings: EstimateSettings, model: Model) -> EstimateSet
     stored = model.raw.get("quantization_config")
     if not stored:
         return settings
+    if not isinstance(stored, dict):
+        what = f"{settings.model}: config.json has {str(stored)[:40]!r} as quantization_config, which is an object"
+        raise UserError(what, ExitCode.MODEL, hint="give the model's own config.json")
     for asked in ("compare", "fit", "framework"):
         if getattr(settings, asked) not in (False, None, "ftkit"):
             what = f"{settings.model} is quantised already, so {flag_of(asked)} has nothing to choose from"
