@@ -7,7 +7,9 @@ predicted, what was measured and how far they are apart.
 
 The file has the columns of tests/published/measured.csv: `python bench/score_memory.py FILE.csv` scores it anywhere, without
 a GPU. What the card is too small for is said and left out. Without a GPU, --small runs models of half a gigabyte on the
-CPU, where the growth of the process is measured. `notes` holds the options of each run, as they were typed.
+CPU, where the growth of the process is measured. `notes` holds the options of each run, as they were typed; rows that
+share prompts are those of shared_rows.py. What is in use on the card outside of PyTorch's pool is a row of its own, which is not
+scored: it is what core/gpus.py assumes of the CUDA context.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from shared_rows import NAME as SHARED
+from shared_rows import write_shared_rows
 
 PUBLISHED = Path(__file__).parents[1] / "tests" / "published"
 COLUMNS = (
@@ -48,6 +52,7 @@ GRID = [
     ("HuggingFaceTB/SmolLM2-360M", "--full --dtype bf16 --gradient-checkpointing off --optimizer sgd"),
     ("Qwen/Qwen2.5-1.5B-Instruct", "--qlora --gradient-checkpointing on --micro-batch 8 --max-length 1024"),
     *((MODELS[0], options) for options in OPTIONS),
+    (MODELS[0], f"--lora --gradient-checkpointing off --batch 32 --data {SHARED}"),
     (MODELS[0], "--full --gradient-checkpointing on"),
     (MODELS[0], "--full --gradient-checkpointing off --micro-batch 1 --batch 1"),
     *((model, options) for model in MODELS[1:] for options in OPTIONS),
@@ -65,12 +70,16 @@ SMALL = [
         "--full --gradient-checkpointing off --optimizer adamw-8bit --pack off",
     )
 ]
+SMALL.append(
+    (SMALL[0][0], f"--lora --gradient-checkpointing off --dtype fp32 --batch 32 --micro-tokens 1024 --data {SHARED}")
+)
 SHORTEST = 15.0
 """Seconds within which no run ends."""
 METRICS = {
     "allocated_bytes": "max_memory_allocated",
     "reserved_bytes": "max_memory_reserved",
     "resident_bytes": "growth of resident memory",
+    "outside_bytes": "outside of the pool",
 }
 
 
@@ -79,8 +88,9 @@ def measure(folder: Path, options: str, seconds: float) -> dict[str, Any] | None
     command = [sys.executable, "-m", "ftkit", "estimate-memory", "--measure", "--json", "-q", "--model", str(folder)]
     try:
         done = subprocess.run(
-            [*command, *shlex.split(options)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds
-        )
+            [*command, *shlex.split(options)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds,
+            cwd=folder,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         say(f"{folder.name} {options}: cut off, the time is over")
         return None
@@ -100,23 +110,25 @@ def say(text: str) -> None:
 
 def told(model: str, options: str, report: dict[str, Any]) -> str:
     """What was predicted and measured, in GiB, and the error of the prediction."""
-    found = [
-        f"{METRICS[key]} {measured / 2**30:.3f} GiB, predicted {predicted / 2**30:.3f} ({predicted / measured - 1:+.1%})"
-        for key in METRICS
-        if (measured := report["measured"].get(key)) and (predicted := report["predicted"].get(key))
-    ]
+    found = []
+    for key, metric in METRICS.items():
+        if measured := report["measured"].get(key):
+            predicted = report["predicted"].get("allocated_bytes" if key == "resident_bytes" else key)
+            beside = predicted and f", predicted {predicted / 2**30:.3f} ({predicted / measured - 1:+.1%})"
+            found.append(f"{metric} {measured / 2**30:.3f} GiB{beside or ''}")
     return f"{model} {options}: {'; '.join(found)}"
 
 
 def rows_of(model: str, options: str, report: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each number that was measured."""
-    run = report["run"]
+    run, data = report["run"], report["data"]
+    rows, length = (1, f"{data['heaviest']} shared") if data else (run["rows"], run["tokens"])
     shared = {
         "model": model,
         "method": run["method"],
         "quant": {"qlora": "nf4-dq", "int8": "int8"}.get(run["method"], "none"),
-        "seq_len": f"{run['tokens']} {'packed' if run['pack'] else 'padded'}",
-        "micro_batch": run["rows"],
+        "seq_len": f"{length} {'packed' if run['pack'] else 'padded'}",
+        "micro_batch": rows,
         "grad_ckpt": "yes" if run["checkpointing"] else "no",
         "optimizer": run["optimizer"],
         "dtype": run["dtype"],
@@ -162,6 +174,8 @@ def main() -> None:
             folder = Path(scratch) / model.split("/")[-1]
             folder.mkdir(exist_ok=True)
             (folder / "config.json").write_text(json.dumps(configs[model]), encoding="utf-8")
+            if SHARED in options:
+                write_shared_rows(folder)
             left = deadline - time.monotonic()
             if left < SHORTEST:
                 say(f"{model} {options}: not run, the time is nearly over")

@@ -13,7 +13,8 @@ from transformers import AutoConfig
 from ftkit import faults
 from ftkit.errors import ExitCode
 from ftkit.io.base_model import find_base, load_weights
-from ftkit.io.quantization import kind_of_stored, quantization_config
+from ftkit.io.quantization import quantization_config
+from ftkit.io.stored_quantization import kind_of_stored
 
 RUN = ["train.jsonl", "--steps", 6, "--batch", 8, "--r", 4, "--lr", 0.01, "--run", "run"]
 KINDS = {

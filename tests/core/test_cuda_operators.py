@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from ftkit.core import tree_attention
 from ftkit.core.cuda_operators import (
     CPU,
     CudaKernels,
@@ -88,3 +89,19 @@ def test_attention_takes_the_kernel_of_the_device(kernels, dtype, mask, operator
     with cuda_choices(kernels), Watch():
         out = functional.scaled_dot_product_attention(q, k, k, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     assert out.shape == q.shape and f"aten.{operator}.default" in seen
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "keeps_weights"),
+    [(torch.float32, 64, False), (torch.bfloat16, 64, True), (torch.bfloat16, 1024, False)],
+)
+def test_our_attention_takes_the_way_of_the_processor(dtype, length, keeps_weights):
+    """In bfloat16 plain products up to 512 x 512 pairs, whose weights are kept, then block by block. Keys are never copied."""
+    q, k = (torch.empty(1, n, length, 32, dtype=dtype, device="meta", requires_grad=True) for n in (4, 2))
+    saved = []
+    with cuda_choices(CPU), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out = tree_attention.attend(q, k, k, None, 0.0, None, None)
+    assert any(each.numel() == 4 * length * length for each in saved) == keeps_weights
+    assert sum(each.shape == q.shape for each in saved) <= 2, "the queries and the outputs"
+    out.sum().backward()
+    assert (out.shape, k.grad.shape) == (q.shape, k.shape)

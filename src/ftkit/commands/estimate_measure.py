@@ -1,23 +1,29 @@
-"""`ftkit estimate-memory --measure`: two real steps with random weights on this machine, beside their prediction."""
+"""`ftkit estimate-memory --measure`: two real steps with random weights on this machine, beside their prediction.
+
+With --data the steps are those of the heaviest micro-batch of its rows, shared prefixes included.
+"""
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from ftkit import console
+from ftkit.commands.estimate_data import read_data
 from ftkit.commands.estimate_model import Model
 from ftkit.commands.estimate_report import in_gib, versions, write_json
+from ftkit.commands.estimate_run import Estimates
 from ftkit.core.caching_allocator import MIB
 from ftkit.core.cuda_operators import CPU
 from ftkit.core.estimate_settings import EstimateSettings
 from ftkit.core.gpus import Gpu
 from ftkit.core.memory_simulation import SimulatedDevice
 from ftkit.core.optimizers import check_optimizer
-from ftkit.core.planned_run import plan_run
 from ftkit.core.real_steps import measure_steps
 from ftkit.core.training_memory import present_gpu, simulated_device, training_memory
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.devices import DTYPES, dtype_name, pick_device, pick_dtype
-from ftkit.io.quantization import check_quantization, quantization_config, stored_quantization
+from ftkit.io.quantization import check_quantization, quantization_config
+from ftkit.io.stored_quantization import stored_quantization
 
 TOLERANCE = {"cuda": 0.02, "cpu": 0.05}
 """A larger difference is warned of. CUDA: the design's aim, not measured yet; CPU: see docs/memory.md."""
@@ -49,8 +55,8 @@ def measure(settings: EstimateSettings, model: Model) -> None:
         return
     lines = [(name, in_gib(ours), in_gib(real), f"{ours / real - 1:+.1%}") for name, ours, real in rows]
     console.table(facts["title"], ["", "predicted", "measured", "error"], lines, to_stdout=True)
-    if context := measured["context_bytes"]:
-        console.info(f"CUDA context, outside of the pool: {in_gib(context)}")
+    if outside := measured["outside_bytes"]:
+        console.info(f"outside of the pool: {in_gib(outside)}, the CUDA context, other programs on the card included")
 
 
 def predict_and_measure(
@@ -61,25 +67,30 @@ def predict_and_measure(
 
     dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32)
     settings = replace(settings, dtype=dtype_name(dtype))
-    run = plan_run(settings, model.context, gpu)
+    rows = read_data(settings, model) if settings.data else None
+    run = Estimates(model, rows).plan(settings, gpu)
+    heaviest = partial(rows.heaviest, settings) if rows else None
     stored = stored_quantization(model.config)
     quantization = quantization_config(run.method, DTYPES[run.dtype], settings.kept_names, stored)
     simulated = SimulatedDevice(CPU) if gpu is None else simulated_device(gpu)
     new = model.new_tokens
-    estimate = training_memory(settings, run, model.config, quantization, device=simulated, new=new)
+    estimate = training_memory(settings, run, model.config, quantization, device=simulated, heaviest=heaviest, new=new)
     try:
-        real = measure_steps(settings, run, model.config, quantization, device, new)
+        real = measure_steps(settings, run, model.config, quantization, device, new, heaviest)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(
             f"out of memory, as was to be expected from {in_gib(estimate.reserved_bytes)}",
             ExitCode.MEMORY,
             hint="make --micro-batch or --max-length smaller",
         ) from error
-    title = (
-        f"{settings.model}: {run.method}, {run.dtype}, {run.rows} x {run.tokens} tokens on {gpu.name if gpu else 'CPU'}"
+    tokens = (
+        f"{heaviest(run).input_ids.numel()} positions of {settings.data}"
+        if heaviest
+        else f"{run.rows} x {run.tokens} tokens"
     )
+    title = f"{settings.model}: {run.method}, {run.dtype}, {tokens} on {gpu.name if gpu else 'CPU'}"
     facts = {"schema": "ftkit.measurement/1", "model": settings.model, "title": title, "run": asdict(run),
-             "device": gpu.name if gpu else "CPU", "versions": versions()}  # fmt: skip
+             "data": rows and rows.facts, "device": gpu.name if gpu else "CPU", "versions": versions()}  # fmt: skip
     predicted = {"allocated_bytes": estimate.allocated_bytes, "reserved_bytes": estimate.reserved_bytes}
     return predicted, asdict(real), facts
 

@@ -10,7 +10,8 @@ from ftkit.core.model_settings import held_as_stored
 from ftkit.core.model_sizes import ModelSizes, read_sizes
 from ftkit.core.options import flag_of
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.base_model import Base, find_base, read_config
+from ftkit.io.base_model import Base, find_base, read_config, walk
+from ftkit.io.stored_quantization import kind_of_stored
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -56,9 +57,8 @@ class Model:
 
     @property
     def experts(self) -> int:
-        """Experts of a layer; 0 for a dense model."""
-        inner = self.raw.get("text_config") or self.raw
-        found = [inner.get(key) for key in EXPERTS]
+        """Experts of a layer, wherever in the config their number stands; 0 for a dense model."""
+        found = [value for key, value in walk(self.raw) if key in EXPERTS]
         return max((count for count in found if isinstance(count, int) and count > 1), default=0)
 
 
@@ -80,8 +80,9 @@ def settle_quantization(settings: EstimateSettings, model: Model) -> EstimateSet
     stored = model.raw.get("quantization_config")
     if not stored:
         return settings
-    from ftkit.io.quantization import kind_of_stored
-
+    if not isinstance(stored, dict):
+        what = f"{settings.model}: config.json has {str(stored)[:40]!r} as quantization_config, which is an object"
+        raise UserError(what, ExitCode.MODEL, hint="give the model's own config.json")
     for asked in ("compare", "fit", "framework"):
         if getattr(settings, asked) not in (False, None, "ftkit"):
             what = f"{settings.model} is quantised already, so {flag_of(asked)} has nothing to choose from"

@@ -16,7 +16,8 @@ from ftkit.core.planned_run import PlannedRun
 from ftkit.core.targets import resolve_targets
 from ftkit.core.training_memory import cannot_simulate, simulated_device, training_memory
 from ftkit.io.devices import DTYPES
-from ftkit.io.quantization import quantization_config, stored_quantization
+from ftkit.io.quantization import quantization_config
+from ftkit.io.stored_quantization import stored_quantization
 
 OPTIMIZERS = {"adamw": "adamw-foreach"}
 """What torch takes by default where nothing else is said; other names are the same."""

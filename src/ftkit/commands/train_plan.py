@@ -54,8 +54,9 @@ from ftkit.io.base_model import (
 from ftkit.io.class_head import pad_token_id, with_classes
 from ftkit.io.devices import dtype_name, pick_device, pick_dtype
 from ftkit.io.new_tokens import NewTokens, add_new_tokens, read_token_file
-from ftkit.io.quantization import check_quantization, kind_of_stored, stored_quantization
+from ftkit.io.quantization import check_quantization
 from ftkit.io.run_lock import NAME as LOCK
+from ftkit.io.stored_quantization import kind_of_stored, stored_quantization
 from ftkit.io.trackers import check_trackers
 
 SCRATCH_LR = CLASSES_LR = 1e-3

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.integrations import moe
 
+from ftkit.core import tree_attention
 from ftkit.core.caching_allocator import KIB, MIB, round_up
 
 aten = torch.ops.aten
@@ -173,7 +174,9 @@ STAND_INS: dict[str, Callable[..., Any]] = {
 # ---------------------------------------------------------------- choices made in Python
 @contextmanager
 def cuda_choices(kernels: CudaKernels) -> Iterator[None]:
-    """Within the block, attention, dropout and softmax on meta call the operators of a CUDA run."""
+    """Within the block, attention, dropout and softmax on meta call the operators of a CUDA run; for the processor, our
+    attention takes the way that it takes there.
+    """
 
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                   is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
@@ -189,6 +192,8 @@ def cuda_choices(kernels: CudaKernels) -> Iterator[None]:
         patches = {"scaled_dot_product_attention": attention}
     places: list[tuple[Any, str, Any]] = [(functional, name, patch) for name, patch in patches.items()]
     places.append((moe, "_can_use_grouped_mm", partial(has_grouped_product, kernels)))
+    if kernels.is_cpu:
+        places.append((tree_attention, "is_compiled", is_compiled_on_cpu))
     originals = [getattr(place, name) for place, name, _ in places]
     for place, name, patch in places:
         setattr(place, name, patch)
@@ -206,6 +211,11 @@ def has_grouped_product(kernels: CudaKernels, x: Tensor, weight: Tensor, offs: T
     expert there are, not on which expert a token goes to.
     """
     return x.dtype == torch.bfloat16 and (kernels.has_flash or kernels.is_cpu)
+
+
+def is_compiled_on_cpu(tensor: Tensor) -> bool:
+    """`is_compiled` of a tensor that would be on the processor."""
+    return tensor.dtype == torch.bfloat16
 
 
 def uses_flash(kernels: CudaKernels, q: Tensor, mask: Tensor | None) -> bool:
@@ -243,10 +253,7 @@ def efficient_attention(
 def cpu_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None
 ) -> Tensor:
-    """(B, H, S, D) out of the processor's fused kernel; fewer key heads are copied for every query head."""
-    if k.shape[1] != q.shape[1]:
-        copies = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
+    """(B, H, S, D) out of the processor's fused kernel, which takes fewer key heads as they are."""
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -math.inf)
     out: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(

@@ -9,7 +9,7 @@ import gc
 import resource
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,14 @@ MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes of two steps with the model's making. CUDA: the allocator's counters, and what the driver lost besides (its
-    context); CPU: by how much the resident memory of the process grew.
+    """Bytes of two steps with the model's making. CUDA: the allocator's counters, and what is in use on the card outside of
+    its pool: the context of this process, what libraries take themselves (paged optimizer states), other programs; CPU: by
+    how much the resident memory of the process grew.
     """
 
     allocated_bytes: int | None
     reserved_bytes: int | None
-    context_bytes: int | None
+    outside_bytes: int | None
     resident_bytes: int | None
 
 
@@ -54,31 +55,35 @@ def measure_steps(
     quantization: BitsAndBytesConfig | None,
     device: str,
     new: NewTokens | None = None,
+    heaviest: Callable[[PlannedRun], Batch] | None = None,
 ) -> Measured:
     """Make the model on `device` (cuda, cpu) with random weights and take STEPS optimizer steps of the run's longest batch.
 
+    heaviest: the heaviest micro-batch of real rows, with their ids; without it, the one that is simulated, with random ids.
     Raises torch.OutOfMemoryError where the device is too small.
     """
 
     def work() -> None:
         model = random_model(settings, run, config, quantization, device, new)
-        with packed_attention(model):
-            take_steps(model, settings, run, device)
+        with packed_attention(model) if run.pack else nullcontext():
+            batch = heaviest(run).to(device) if heaviest else random_batch(run, model, device)
+            take_steps(model, settings, run, batch, device)
 
     return measured_on_cuda(work) if device == "cuda" else measured_on_cpu(work)
 
 
 def measured_on_cuda(work: Callable[[], None]) -> Measured:
-    """The allocator's peaks, and what the driver counts beyond its pool."""
+    """The allocator's peaks, and what the driver counts beyond its pool: it is compared with nothing before the work, as the
+    context is there already.
+    """
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.mem_get_info()[0]
     work()
     torch.cuda.synchronize()
-    taken = before - torch.cuda.mem_get_info()[0]
+    free, total = torch.cuda.mem_get_info()
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    return Measured(allocated, reserved, taken - torch.cuda.memory_reserved(), None)
+    return Measured(allocated, reserved, total - free - torch.cuda.memory_reserved(), None)
 
 
 def measured_on_cpu(work: Callable[[], None]) -> Measured:
@@ -125,12 +130,12 @@ def status_bytes(key: str) -> int | None:
 
 
 # ---------------------------------------------------------------- the work
-def take_steps(model: nn.Module, settings: ModelSettings, run: PlannedRun, device: str) -> None:
+def take_steps(model: nn.Module, settings: ModelSettings, run: PlannedRun, batch: Batch, device: str) -> None:
     """Optimizer steps as training takes them, then a pass over held-out rows."""
     optimizer = make_optimizer(model, settings.optimizer, 1e-5, 0.0)
     scaler = torch.amp.GradScaler(device, enabled=run.dtype == "fp16")
     model.train()
-    batches = [random_batch(run, model, device)] * min(run.micro_steps, 2)
+    batches = [batch] * min(run.micro_steps, 2)
     for _ in range(STEPS):
         train_step(model, optimizer, batches, summed_loss, scaler, 1.0)
     mean_loss(model, batches[:1], device)

@@ -13,6 +13,7 @@ from ftkit import console
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.class_head import CLASSES, ClassHead, classifies, require_head_for_classes
 from ftkit.io.shards import TensorPlace, read_layout, weight_files
+from ftkit.io.stored_quantization import kind_of_stored, stored_quantization
 
 BUILTIN = "builtin:tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -329,7 +330,7 @@ def load_weights(
     """
     from safetensors import SafetensorError
 
-    from ftkit.io.quantization import kind_of_stored, quantization_config, stored_quantization
+    from ftkit.io.quantization import quantization_config
 
     folder = local_files(base, weights=True)
     read_layout(folder)

@@ -12,22 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.stored_quantization import FOUR_BITS
 
 BLOCK = 64
 """Weights per 4-bit block with a scale of its own."""
 HEADS = ("lm_head", "embed_out")
 """Output heads, which transformers keeps by itself only where no other layer is named."""
-FOUR_BITS = {
-    "nf4": ("nf4", False),
-    "nf4-dq": ("nf4", True),
-    "fp4": ("fp4", False),
-    "fp4-dq": ("fp4", True),
-}
-"""How a base is held -> kind of number, and whether scales are quantised too (dq)."""
-NEEDED_BY = {
-    "gptq": "transformers opens such files with optimum and gptqmodel alone, which compiles kernels here at first use",
-    "awq": "transformers opens such files with gptqmodel alone, which compiles kernels here at first use",
-}
 
 
 def quantization_of(method: str) -> str | None:
@@ -61,26 +51,6 @@ def quantization_config(
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return None
-
-
-def stored_quantization(config: Any) -> dict[str, Any] | None:
-    """What the config of a base says of weights that its files hold packed; None where they are plain numbers."""
-    stored = getattr(config, "quantization_config", None)
-    return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
-
-
-def kind_of_stored(stored: dict[str, Any], name: str) -> str:
-    """How a base's files hold it: a key of FOUR_BITS, or int8. Exit 4 for what is not packed by bitsandbytes."""
-    method = stored.get("quant_method")
-    if method == "bitsandbytes" and stored.get("load_in_8bit"):
-        return "int8"
-    kind = f"{stored.get('bnb_4bit_quant_type', 'fp4')}{'-dq' if stored.get('bnb_4bit_use_double_quant') else ''}"
-    if method == "bitsandbytes" and stored.get("load_in_4bit") and kind in FOUR_BITS:
-        return kind
-    what = f"{name}: is quantised already by {method or 'an unknown tool'}; ftkit trains on bitsandbytes' 4 and 8 bits"
-    needs = NEEDED_BY.get(str(method))
-    hint = "give the 16-bit model that it was made from, with --qlora or --load-in-8bit"
-    raise UserError(f"{what}{f' ({needs})' if needs else ''}", ExitCode.MODEL, hint=hint)
 
 
 def check_quantization(quantization: str | None) -> None:
