@@ -7,10 +7,12 @@ import sys
 from collections import Counter
 
 import pytest
+from conftest import assert_refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prep_shell import jsonl, rows_of, run_prep
 
+from ftkit.core.encoding import Encoder
 from ftkit.errors import ExitCode
 from ftkit.io.template_files import shipped_names
 
@@ -295,6 +297,35 @@ def test_rows_are_shown_with_trained_tokens_marked_and_boundaries(prep, tiny_mod
     assert text.count("⟦") == 3 and "⟦assistant 1<|im_end|>⟧" in text and "user 1<|im_end|>" in text
     pair = prep("--show", "1", "--tokenizer", tiny_model, stdin=jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}))
     assert pair.stderr.count("⟦") == 2
+
+
+@pytest.mark.parametrize(("options", "encoded"), [([], 2), (["--tokenizer"], 2), (["--stats", "--tokenizer"], 14)])
+def test_to_show_some_rows_no_others_are_made_tokens(prep, tiny_model, monkeypatch, options, encoded):
+    seen, example = [], Encoder.example
+    monkeypatch.setattr(Encoder, "example", lambda encoder, row: seen.append(row) or example(encoder, row))
+    options = [*options, tiny_model] if options else []
+    shown = prep("--show", "2", *options, stdin=jsonl(*({"text": f"{number}"} for number in range(12))))
+    assert len(shown.rows) == 12 and shown.stderr.count("⟦") == 2 and len(seen) == encoded
+
+
+def test_a_row_that_cannot_be_shown_stops_unless_bad_rows_are_skipped(prep, tiny_model):
+    bad, good = {"messages": CHAT}, {"prompt": "a", "completion": "b"}
+    options = ["--tokenizer", tiny_model, "--show", "1"]  # this tokenizer has no chat template
+    assert_refused(prep(*options, stdin=jsonl(bad)), ExitCode.MODEL, "no chat template")
+    skipped = prep(*options, "--on-error", "skip", stdin=jsonl(bad))
+    assert skipped.rows == [bad] and "row 1 cannot be shown: the tokenizer has no chat template" in skipped.stderr
+    counted = prep("--tokenizer", tiny_model, "--max-tokens", "99", stdin=jsonl(bad))
+    assert_refused(counted, ExitCode.MODEL, "<stdin>:1: the tokenizer has no chat template")
+    assert prep(*options, stdin=jsonl(good)).rows == [good]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_tokens_are_counted_as_transformers_call_counts_them(prep, tiny_model, monkeypatch, jobs):
+    rows = [{"prompt": f"{number} <|im_end|>é", "completion": "word " * (number % 40)} for number in range(1, 200)]
+    options = ["--tokenizer", tiny_model, "--max-tokens", "90", "--overlength", "truncate", "--stats", "--jobs", jobs]
+    fast = prep(*options, stdin=jsonl(*rows))
+    monkeypatch.setattr(Encoder, "_backend", None)
+    assert fast == prep(*options, stdin=jsonl(*rows)) and "rows cut" in fast.stderr
 
 
 ROW = st.sampled_from(

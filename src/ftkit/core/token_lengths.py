@@ -29,7 +29,10 @@ class TokenLimit:
 
     def fit(self, row: Row, where: str) -> Fitted:
         """The row if it is short enough; otherwise what --overlength says. A row is never cut to nothing."""
-        example = longest_example(self.encoder, row)
+        try:
+            example = longest_example(self.encoder, row)
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", error.exit_code, hint=error.hint) from None
         tokens = len(example.ids)
         if self.most is None or tokens <= self.most:
             return Fitted(row, tokens)
