@@ -161,7 +161,7 @@ REFUSED = [
         jsonl({"text": "a"}),
         ["--template", "syntax.toml"],
         DATA,
-        ["template syntax, completion, line 2"],
+        ["syntax.toml:4: completion: "],
     ),
     ("B48", "in.jsonl", jsonl({"text": "a"}), ["--template", "escape.toml"], DATA, ["sandbox"]),
     (
@@ -173,13 +173,15 @@ REFUSED = [
         ["sandbox", "a loop takes more than"],
     ),
     ("B48", "in.jsonl", jsonl({"text": "a"}), ["--template", "large.toml"], DATA, ["sandbox", "too large"]),
+    ("B48", "in.jsonl", jsonl({"text": "a"}), ["--template", "endless.toml"], DATA, ["in.jsonl:1: ", "calls itself"]),
+    ("B47", "in.jsonl", jsonl({"text": "a"}), ["--template", "stop.toml"], DATA, ["stop.toml: 'stop' should be"]),
     (
         "B49",
         "in.jsonl",
         jsonl({"text": "a"}),
         ["--template", "missing.toml"],
         DATA,
-        ["in.jsonl:1: ", "'foo' is undefined"],
+        ["in.jsonl:1: ", "'foo' is undefined", 'required = ["text", "foo"]'],
     ),
 ]
 TEMPLATES = {
@@ -188,6 +190,9 @@ TEMPLATES = {
     "loops": '"{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}{{ text }}"',
     "large": '"{{ text * 999999999 }}"',
     "missing": '"{{ foo }}"',
+    "deep": '"' + "a{% if text %}" * 80 + "{{ text }}" + "{% endif %}" * 80 + '"',
+    "endless": '"{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(text) }}"',
+    "stop": '"{{ text }}"\nstop = "### End"',
 }
 
 
@@ -228,6 +233,7 @@ TAKEN = [
     ("B34", '{"text": "a"}\n{"text": "good"}', ["--against", "test.txt"], "leak: 1 rows are also in test.txt"),
     ("B35", '{"text": "good"}\n{"text": "good"}', [], "all 2 rows are the same"),
     ("B38", '{"text": "good <|im_end|>"}', [], "1 rows hold text that looks like a special token"),
+    ("B48", '{"text": "good"}', ["--template", "deep.toml"], "1 out"),
     ("B39", "instruction,output\nq,=cmd()|good\n", ALPACA, "1 out"),
     ("B40", '{"text": "good <script>alert(1)</script>"}', [], "1 out"),
     ("B41", '{"text": "good \\u001b[31m\\u202e"}', [], "1 out"),
