@@ -116,7 +116,7 @@ class Preparation:
         plan = make_plan(beginning, self.template, self.settings.map, self.marks)
         if plan is None:
             if opened.format == "csv":
-                refuse_data_as_header(columns, opened.name)
+                refuse_data_as_header(columns, beginning.sample, opened.name)
             raise needs_template(
                 f"{opened.name}: no training rows yet (they have {', '.join(columns)}), and no --template is given"
             )
