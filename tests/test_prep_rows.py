@@ -74,10 +74,13 @@ def test_weighted_inputs_are_mixed_in_their_proportions_and_reported(prep, tmp_p
     ten = prep("a.jsonl=3", "b.jsonl=1", "--sample", "100")
     assert Counter(row["text"][0] for row in ten.rows) == {"a": 75, "b": 25}
     assert prep("a.jsonl=0.7", "b.jsonl").exit_code == ExitCode.USAGE
-    assert prep("a.jsonl=0", "b.jsonl=1").exit_code == ExitCode.USAGE
-    for weight in ("-1", "much", ""):
-        wrong = prep(f"a.jsonl={weight}", "b.jsonl=1")
-        assert wrong.exit_code == ExitCode.USAGE and f"a.jsonl={weight}: '{weight}' is no weight" in wrong.stderr
+    wrong = ["a.jsonl=0", "a.jsonl=-1", "a.jsonl=nan", "a.jsonl=inf", "a.jsonl=much", "a.jsonl="]
+    for argument in (*wrong, "*.jsonl=-1", "hf:org/x=-1", "missing.jsonl=-1", "missing.jsonl=0"):
+        weight = argument.partition("=")[2]
+        assert_refused(prep(argument, "b.jsonl=1"), ExitCode.USAGE, f"{argument}: '{weight}' is no weight", "a weight")
+    assert "missing=x.jsonl: no such file" in prep("missing=x.jsonl").stderr
+    (tmp_path / "a=-1").write_text(jsonl({"text": "a"}))
+    assert prep("a=-1").rows == [{"text": "a"}]
 
 
 def test_nearly_equal_rows_are_left_out_and_their_clusters_reported(prep):
@@ -130,6 +133,16 @@ def test_statistics_count_lengths_and_leaks_between_parts(prep, tmp_path):
     split = prep("--stats", "--split", "a=0.5,b=0.5", "-o", "d", stdin=jsonl(*rows))
     assert "rows ask what is also asked in the other part" in split.stderr and "█" in split.stderr
     assert "median" in prep("--stats", stdin=jsonl(*rows)).stderr
+
+
+def test_a_label_that_is_known_is_counted_however_many_there_are(prep):
+    labels = [f"l{number}" for number in range(1005)] + ["l0"] * 9
+    options = ["--stats", "--dedupe", "none"]
+    rows = jsonl(*({"text": f"{number}", "label": label} for number, label in enumerate(labels)))
+    found = json.loads(prep(*options, "--json", stdin=rows).stdout)["stats"]
+    assert found["labels"]["l0"] == 10 and len(found["labels"]) == 1000 and found["other_labels"] == 5
+    told = prep(*options, stdin=rows).stderr
+    assert "label l0: 10 (1.0%)" in told and "beyond the first 1,000 were not told apart: 5 rows" in told
 
 
 def test_rows_that_are_also_in_a_test_set_are_counted_and_with_strict_refused(prep, tmp_path):
