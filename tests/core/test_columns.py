@@ -192,10 +192,13 @@ def test_a_table_without_a_header_is_told_the_fields_as_names_in_the_order_of_it
     assert "--map" in hint_of(CLASSIFY, [{sentence: "a", "b": "c"}], is_table=False)  # keys of JSON are no row
 
 
-@pytest.mark.parametrize("rows", [[{"Peter": "is", "B-PER": "O"}] * 3, [{"EU NNP B-ORG": "rejects VBZ O"}]])
+@pytest.mark.parametrize(
+    "rows", [[{"Peter": "is", "B-PER": "O"}, {"Peter": "", "B-PER": ""}], [{"EU NNP B-ORG": "rejects VBZ O"}]]
+)
 def test_words_and_their_tags_are_no_table(rows):
     assert "--documents paragraph --augment FILE.py:function" in hint_of(COMPLETION, rows)
     assert "--documents" not in hint_of(COMPLETION, [{"word": "is", "tag": "O"}])
+    assert "--documents" not in hint_of(COMPLETION, [{"H": "1", "O": "2"}])
 
 
 def test_a_list_of_records_and_pieces_of_text_are_not_offered_as_texts():

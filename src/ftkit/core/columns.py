@@ -279,7 +279,8 @@ def refuse_data_as_header(
     """
     if list(columns) == numbered(columns):
         return  # names that --no-header gave
-    if all(TAGGED.search(str(value)) for value in (columns[-1], *(row.get(columns[-1], "") for row in sample))):
+    last = [columns[-1], *(text for row in sample if (text := str(row.get(columns[-1]) or "")).strip())]
+    if len(last) > 1 and all(map(TAGGED.search, last)):  # a line between sentences may hold a tab and no tag
         raise UserError(
             f"{where}: words with their tags, not a table with column names",
             ExitCode.DATA,

@@ -194,7 +194,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             refuse_large("%", left, *(right if isinstance(right, tuple) else (right,)))
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
         """A call; methods of texts (`ljust`, `format`, `replace`, ...) make none that is too large."""
         text = getattr(getattr(called, "__wrapped__", called), "__self__", None)
         if isinstance(text, str):
