@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from ftkit.errors import ExitCode, UserError, did_you_mean
+from ftkit.io.column_names import numbered, stand_ins
 from ftkit.io.records import type_name
-from ftkit.io.tables import numbered, stand_ins
 
 SHAPES: tuple[tuple[str, str, str | None], ...] = (  # question, answer and context as well-known data sets call them
     ("instruction", "output", "input"),

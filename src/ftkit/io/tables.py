@@ -3,14 +3,14 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.column_names import nameless, numbered, stand_ins
 from ftkit.io.sources import inner_suffix
 from ftkit.io.text_input import TextInput, lines_in, not_text, unreadable
 
@@ -241,11 +241,6 @@ def checked(
     return Fault(start, problem, printable(held)) if problem else Record(start, dict(zip(header, cells, strict=True)))
 
 
-def numbered(cells: Sequence[str]) -> list[str]:
-    """Names for the columns of a table without a header: their numbers, from 1."""
-    return [str(number) for number in range(1, len(cells) + 1)]
-
-
 def printable(lines: list[str]) -> str:
     """The lines of a record with bytes that are no text written as \\x.."""
     return "".join(lines).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -262,16 +257,6 @@ def check_header(cells: list[str], where: str) -> list[str]:
             hint=f"rename one of them; if this line is no header: --columns {stand_ins(len(names))} names the columns",
         )
     return names
-
-
-def stand_ins(count: int) -> str:
-    """Names to show for this many columns, as --columns takes them."""
-    return ",".join(ascii_lowercase[:count] if count <= len(ascii_lowercase) else (f"c{n + 1}" for n in range(count)))
-
-
-def nameless(number: int) -> str:
-    """What a column without a name is called."""
-    return f"column {number}"
 
 
 def ragged(
