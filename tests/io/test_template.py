@@ -119,6 +119,10 @@ def test_a_template_file_with_a_mistake_is_named_with_its_place(text, words):
         ("{{ '{:>{}}'.format(1, 10 ** 10) }}", "sandbox: the result of format is too large"),
         ("{{ ('x' * 10 ** 6) | replace('x', 'y' * 10 ** 6) }}", "sandbox: the result of replace is too large"),
         ("{{ (['x'] * 10 ** 4) | join('y' * 10 ** 6) }}", "sandbox: the result of join is too large"),
+        ("{{ ('x' * 10 ** 6) | join('y' * 10 ** 6) }}", "sandbox: the result of join is too large"),
+        ("{{ [1] | slice(10 ** 10) | list }}", "sandbox: the result of slice is too large"),
+        ("{{ a | tojson(indent=10 ** 10) }}", "sandbox: the result of tojson is too large"),
+        ("{{ 'a\\nb' | indent(10 ** 10) }}", "sandbox: the result of indent is too large"),
         ("{{ ('x' * 3 * 10 ** 7) ~ ('x' * 3 * 10 ** 7) }}", "sandbox: renders to more than 50,000,000 characters"),
         ("{{ ('x' * 3 * 10 ** 7) + ('x' * 3 * 10 ** 7) }}", "sandbox: the result of \\+ is too large"),
         ("{% set x = 'x' * 3 * 10 ** 7 %}{{ x }}{{ x }}", "sandbox: renders to more than 50,000,000 characters"),
@@ -134,11 +138,13 @@ def test_a_template_cannot_leave_its_sandbox_and_its_errors_are_words(body, word
 def test_what_fills_texts_in_an_ordinary_way_is_no_concern_of_the_sandbox():
     body = (
         "{{ '%s is %05.1f' % (a, 99999999999) }}|{{ '{:,} {}'.format(60000000, a) }}|{{ a.ljust(12) ~ 1 ~ 'x' }}|"
-        "{{ (a * 9000) | replace('b', 'c' * 9000) | length }}|{{ [a, 600000000] | join(', ') }}|{{ a | indent(2) }}"
+        "{{ (a * 9000) | replace('b', 'c' * 9000) | length }}|{{ [a, 600000000] | join(', ') }}|{{ a | indent(2) }}|"
+        "{{ 99999999 | tojson }}|{{ 99999999 | center(10) }}|{{ [1, 2] | slice(2) | list }}|{{ 'ab' | join(99999999) }}"
     )
     template = parse_template(f'name = "x"\nrequired = ["a"]\ncompletion = """{body}"""\n', "x.toml")
     expected = (
         "a 123456789 is 99999999999.0|60,000,000 a 123456789|a 123456789 1x|99000|a 123456789, 600000000|a 123456789"
+        "|99999999| 99999999 |[[1], [2]]|a99999999b"
     )
     assert template.render_completion({"a": "a 123456789"}) == expected
 

@@ -46,7 +46,7 @@ LONGEST_LOOP_SECONDS = 5
 LARGEST_POWER = 1_000
 PLAIN_IS_ENOUGH = "mend the template: it should only put fields into text"
 LOOP_WATCH, JOIN_WATCH = "ftkit_watched", "ftkit_joined"
-ENLARGING_FILTERS = ("batch", "center", "format", "indent", "join", "replace", "slice", "wordwrap")
+ENLARGING_FILTERS = ("batch", "center", "format", "indent", "join", "replace", "slice", "tojson", "wordwrap")
 FORMATS = ("format", "format_map", "%")
 SPECIFICATION = re.compile(r"%[-+ #0-9.*]*|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 """A place in a format that is filled."""
@@ -229,18 +229,20 @@ def sandbox() -> Sandbox:
     environment.globals[LOOP_WATCH] = watched
     environment.globals.pop("lipsum")  # as many words as asked for
     environment.globals[JOIN_WATCH] = joined
+    environment.filters["tojson"] = plain_json
     for name in ENLARGING_FILTERS:
         environment.filters[name] = measured(name, environment.filters[name])
-    environment.filters["tojson"] = plain_json
     return environment
 
 
 def measured(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that makes no text that is too large."""
+    piped = 1 if hasattr(make, "jinja_pass_arg") else 0  # its place: Jinja hands a context to some before it
 
     @wraps(make)  # with the marks by which Jinja knows what to hand to it
     def checked(*values: Any, **options: Any) -> Any:
-        refuse_large(name, *values, *options.values())
+        is_number = isinstance(values[piped], (int, float))  # what is changed, and no width
+        refuse_large(name, "" if is_number else values[piped], *values[piped + 1 :], *options.values())
         return make(*values, **options)
 
     return checked
@@ -253,15 +255,18 @@ def refuse_large(name: str, *values: Any) -> None:
     """
     texts = [value for value in values if isinstance(value, str)]
     sizes = [value for value in values if isinstance(value, (int, float))]
-    if name in FORMATS:
+    if name in FORMATS and texts:
         written = "".join(SPECIFICATION.findall(texts[0]))
         sizes = [int(width) for width in re.findall(r"\d{1,20}", written)] + (
             sizes if TAKEN_WIDTH.search(written) else []
         )
-    elif name == "replace" and len(texts) > 2:
-        sizes = [texts[0].count(texts[1]) * len(texts[2])]
-    elif name == "join" and (lists := [value for value in values if isinstance(value, (list, tuple))]):
-        sizes = [len(lists[0]) * len("".join(texts[:1])) + sum(len(str(each)) for each in lists[0])]
+    elif name == "replace":
+        sizes = [texts[0].count(texts[1]) * len(texts[2])] if len(texts) > 2 else []
+    elif name == "join":
+        items = next((value for value in values if isinstance(value, (list, tuple))), None)
+        sizes = [len(texts[0]) * len(texts[1])] if len(texts) > 1 else []
+        if items is not None:
+            sizes = [len(items) * len("".join(texts[:1])) + sum(len(str(each)) for each in items)]
     if any(size > LONGEST_RENDERING_CHARS for size in sizes):
         raise SecurityError(f"the result of {name} is too large")
 
