@@ -23,7 +23,7 @@ BELOW = {
     "package": set(),
 }
 """What each layer may import. `io` may not use core, `core` may not speak to the user."""
-RECORDS = {"records", "template", "plain_template", "nested"}
+RECORDS = {"records", "column_names", "template", "plain_template", "nested"}
 """Modules of io that hold the shape of records and templates and what is true of them: core may use all of them."""
 LIGHT = (
     "errors",

@@ -257,7 +257,7 @@ def test_a_bad_input_gets_one_exact_error_and_the_documented_code(prep, tmp_path
         (["empty"], 3, "is a directory without data files"),
         (["reddot.csv"], 2, "no --template is given"),
         (["reddot.csv", "--template", "alpacca"], 2, "did you mean 'alpaca'"),
-        (["reddot.csv", "--template", "bad.toml"], 3, "line 1"),
+        (["reddot.csv", "--template", "bad.toml"], 3, "bad.toml:2: completion: Expected an expression"),
         (["reddot.csv", "--template", "missing.toml"], 3, "reddot.csv:2: template m: 'foo' is undefined"),
         (["reddot.csv", "--template", "alpaca", "--map", "output=descripton"], 3, "did you mean 'description'"),
         (["reddot.csv", "--template", "alpaca", "--map", "outptu=text"], 2, "did you mean 'output'"),

@@ -210,6 +210,25 @@ REFUSED = [
         DATA,
         ["in.jsonl:1: turn 2: 'weight' of a single turn"],
     ),
+    ("B9", "in.txt", "Hello there.\nIt is cold, wet.\n", ["--format", "csv", *ALPACA], DATA, ["--documents paragraph"]),
+    ("B9", "in.csv", "Title,x\n\n;a;b\n1;2;3\n4;5;6\n", ALPACA, DATA, ["in.csv:3: 1 value", "--skip-lines 2"]),
+    (
+        "B9",
+        "in.csv",
+        "a,b\n1,2,3\n4;" + "5" * 30 + "\n",
+        [*ALPACA, "--delimiter", ",", "--max-field-bytes", "20"],
+        DATA,
+        ["in.csv:2: 3 values"],
+    ),
+    ("B9", "in.csv", "a,b\n1,2,3\n4,5\n", ALPACA, DATA, ["in.csv:2: 3 values", "--skip-lines N"]),
+    (
+        "B13",
+        "in.csv",
+        ",".join("aabcdefghijkl") + "\n",
+        ALPACA,
+        DATA,
+        ["same name: a", "--columns a,b,c,d,e,f,g,h,i,j,k,l,m "],
+    ),
     ("B32", "in.csv.gz", b"no gzip", [], DATA, ["in.csv.gz: not gzip"]),
     ("B32", "in.csv.gz", gzip.compress(b"a,b\n" * 99, mtime=0)[:-9], ALPACA, DATA, ["in.csv.gz: damaged gzip"]),
     ("B32", "in.csv.zst", b"\x28\xb5\x2f\xfd\x00", [], DATA, ["in.csv.zst: damaged Zstandard"]),
@@ -257,7 +276,7 @@ REFUSED = [
         jsonl({"text": "a"}),
         ["--template", "syntax.toml"],
         DATA,
-        ["template syntax, completion, line 2"],
+        ["syntax.toml:4: completion: "],
     ),
     ("B48", "in.jsonl", jsonl({"text": "a"}), ["--template", "escape.toml"], DATA, ["sandbox"]),
     (
@@ -269,13 +288,15 @@ REFUSED = [
         ["sandbox", "a loop takes more than"],
     ),
     ("B48", "in.jsonl", jsonl({"text": "a"}), ["--template", "large.toml"], DATA, ["sandbox", "too large"]),
+    ("B48", "in.jsonl", jsonl({"text": "a"}), ["--template", "endless.toml"], DATA, ["in.jsonl:1: ", "calls itself"]),
+    ("B47", "in.jsonl", jsonl({"text": "a"}), ["--template", "stop.toml"], DATA, ["stop.toml: 'stop' should be"]),
     (
         "B49",
         "in.jsonl",
         jsonl({"text": "a"}),
         ["--template", "missing.toml"],
         DATA,
-        ["in.jsonl:1: ", "'foo' is undefined"],
+        ["in.jsonl:1: ", "'foo' is undefined", 'required = ["text", "foo"]'],
     ),
 ]
 TEMPLATES = {
@@ -284,6 +305,9 @@ TEMPLATES = {
     "loops": '"{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}{{ text }}"',
     "large": '"{{ text * 999999999 }}"',
     "missing": '"{{ foo }}"',
+    "deep": '"' + "a{% if text %}" * 80 + "{{ text }}" + "{% endif %}" * 80 + '"',
+    "endless": '"{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(text) }}"',
+    "stop": '"{{ text }}"\nstop = "### End"',
 }
 
 
@@ -333,10 +357,19 @@ TAKEN = [
     ("B35", '{"text": "good"}\n{"text": "good"}', [], "all 2 rows are the same"),
     ("B38", '{"text": "good <|im_end|>"}', [], "1 rows hold text that looks like a special token"),
     ("B38", '{"text": "</s>"}\n{"text": "good"}', ["--special-tokens", "reject", "--on-error", "skip"], "1 rejected"),
+    ("B48", '{"text": "good"}', ["--template", "deep.toml"], "1 out"),
     ("B39", "instruction,output\nq,=cmd()|good\n", ALPACA, "1 out"),
     ("B40", '{"text": "good <script>alert(1)</script>"}', [], "1 out"),
     ("B41", '{"text": "good \\u001b[31m\\u202e"}', [], "1 out"),
 ]
+
+
+@pytest.mark.parametrize("content", [b'[{"text": "a"},\n{"text": "\xe9"}]', b"t\xe9xt,label\na,b\n"])
+def test_where_no_row_can_be_left_out_no_hint_says_so(monkeypatch, folder, content):
+    (folder / "in.csv").write_bytes(content)
+    result = run_prep(monkeypatch, folder, ["in.csv", "--on-error", "skip"], "")
+    assert_refused(result, DATA, "not UTF-8 at byte", "--encoding latin-1")
+    assert "--on-error" not in result.stderr
 
 
 @pytest.mark.parametrize(("number", "content", "options", "words"), TAKEN)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import assert_refused
 from prep_shell import jsonl, rows_of
 
-from ftkit.errors import ExitCode
+from ftkit.errors import ExitCode, UserError
 
 QA = [{"prompt": f"q{number}", "completion": f"a{number}"} for number in range(5)]
 
@@ -198,6 +199,48 @@ def test_a_folder_laid_out_as_on_the_hub_is_read_by_its_split(prep, tmp_path):
     wrong = prep("hf:./set:dev")
     assert wrong.exit_code == ExitCode.DATA and "no split 'dev'" in wrong.stderr and "train, test" in wrong.stderr
     assert prep("hf:./nowhere").exit_code == ExitCode.DATA
+
+
+def test_a_damaged_file_of_a_data_set_is_one_error_and_the_rows_before_it_come(prep, tmp_path):
+    data = tmp_path / "set" / "data"
+    data.mkdir(parents=True)
+    whole = parquet_bytes(pyarrow.Table.from_pylist(QA))
+    (data / "train-00000-of-00002.parquet").write_bytes(whole)
+    (data / "train-00001-of-00002.parquet").write_bytes(whole[: len(whole) // 2])
+    result = prep("hf:./set")
+    assert result.exit_code == ExitCode.DATA and result.rows == QA
+    error, hint = result.stderr.splitlines()  # `datasets` itself says nothing
+    assert error.startswith("ftkit: error: hf:./set: damaged behind row 5: ") and "files again" in hint
+    for each in data.iterdir():
+        each.unlink()
+    (data / "train.jsonl").write_text(jsonl(*QA) + '{"prompt": \n')
+    assert_refused(prep("hf:./set"), ExitCode.DATA, "hf:./set: damaged behind row")
+
+
+class Streamed:
+    """Rows as `datasets` streams them."""
+
+    features = None
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return self.rows
+
+
+def test_a_network_that_goes_away_is_no_fault_of_the_data():
+    from ftkit.io.hub_data import number_rows
+
+    def rows():
+        yield {"text": "a"}
+        raise ConnectionError("Connection reset by peer")
+
+    read = number_rows(Streamed(rows()), "hf:a/b", is_local=False)
+    assert next(read).values == {"text": "a"}
+    with pytest.raises(UserError, match="hf:a/b: not read behind row 1: Connection reset") as caught:
+        next(read)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_two_encodings_are_read_only_when_given(prep, tmp_path):

@@ -7,10 +7,12 @@ import sys
 from collections import Counter
 
 import pytest
+from conftest import assert_refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prep_shell import jsonl, rows_of, run_prep
 
+from ftkit.core.encoding import Encoder
 from ftkit.errors import ExitCode
 from ftkit.io.template_files import shipped_names
 
@@ -72,10 +74,13 @@ def test_weighted_inputs_are_mixed_in_their_proportions_and_reported(prep, tmp_p
     ten = prep("a.jsonl=3", "b.jsonl=1", "--sample", "100")
     assert Counter(row["text"][0] for row in ten.rows) == {"a": 75, "b": 25}
     assert prep("a.jsonl=0.7", "b.jsonl").exit_code == ExitCode.USAGE
-    assert prep("a.jsonl=0", "b.jsonl=1").exit_code == ExitCode.USAGE
-    for weight in ("-1", "much", ""):
-        wrong = prep(f"a.jsonl={weight}", "b.jsonl=1")
-        assert wrong.exit_code == ExitCode.USAGE and f"a.jsonl={weight}: '{weight}' is no weight" in wrong.stderr
+    wrong = ["a.jsonl=0", "a.jsonl=-1", "a.jsonl=nan", "a.jsonl=inf", "a.jsonl=much", "a.jsonl="]
+    for argument in (*wrong, "*.jsonl=-1", "hf:org/x=-1", "missing.jsonl=-1", "missing.jsonl=0"):
+        weight = argument.partition("=")[2]
+        assert_refused(prep(argument, "b.jsonl=1"), ExitCode.USAGE, f"{argument}: '{weight}' is no weight", "a weight")
+    assert "missing=x.jsonl: no such file" in prep("missing=x.jsonl").stderr
+    (tmp_path / "a=-1").write_text(jsonl({"text": "a"}))
+    assert prep("a=-1").rows == [{"text": "a"}]
 
 
 def test_nearly_equal_rows_are_left_out_and_their_clusters_reported(prep):
@@ -172,6 +177,16 @@ def test_statistics_count_lengths_and_leaks_between_parts(prep, tmp_path):
     split = prep("--stats", "--split", "a=0.5,b=0.5", "-o", "d", stdin=jsonl(*rows))
     assert "rows ask what is also asked in the other part" in split.stderr and "█" in split.stderr
     assert "median" in prep("--stats", stdin=jsonl(*rows)).stderr
+
+
+def test_a_label_that_is_known_is_counted_however_many_there_are(prep):
+    labels = [f"l{number}" for number in range(1005)] + ["l0"] * 9
+    options = ["--stats", "--dedupe", "none"]
+    rows = jsonl(*({"text": f"{number}", "label": label} for number, label in enumerate(labels)))
+    found = json.loads(prep(*options, "--json", stdin=rows).stdout)["stats"]
+    assert found["labels"]["l0"] == 10 and len(found["labels"]) == 1000 and found["other_labels"] == 5
+    told = prep(*options, stdin=rows).stderr
+    assert "label l0: 10 (1.0%)" in told and "beyond the first 1,000 were not told apart: 5 rows" in told
 
 
 def test_rows_that_are_also_in_a_test_set_are_counted_and_with_strict_refused(prep, tmp_path):
@@ -352,6 +367,35 @@ def test_rows_are_shown_with_trained_tokens_marked_and_boundaries(prep, tiny_mod
     assert text.count("⟦") == 3 and "⟦assistant 1<|im_end|>⟧" in text and "user 1<|im_end|>" in text
     pair = prep("--show", "1", "--tokenizer", tiny_model, stdin=jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}))
     assert pair.stderr.count("⟦") == 2
+
+
+@pytest.mark.parametrize(("options", "encoded"), [([], 2), (["--tokenizer"], 2), (["--stats", "--tokenizer"], 14)])
+def test_to_show_some_rows_no_others_are_made_tokens(prep, tiny_model, monkeypatch, options, encoded):
+    seen, example = [], Encoder.example
+    monkeypatch.setattr(Encoder, "example", lambda encoder, row: seen.append(row) or example(encoder, row))
+    options = [*options, tiny_model] if options else []
+    shown = prep("--show", "2", *options, stdin=jsonl(*({"text": f"{number}"} for number in range(12))))
+    assert len(shown.rows) == 12 and shown.stderr.count("⟦") == 2 and len(seen) == encoded
+
+
+def test_a_row_that_cannot_be_shown_stops_unless_bad_rows_are_skipped(prep, tiny_model):
+    bad, good = {"messages": CHAT}, {"prompt": "a", "completion": "b"}
+    options = ["--tokenizer", tiny_model, "--show", "1"]  # this tokenizer has no chat template
+    assert_refused(prep(*options, stdin=jsonl(bad)), ExitCode.MODEL, "no chat template")
+    skipped = prep(*options, "--on-error", "skip", stdin=jsonl(bad))
+    assert skipped.rows == [bad] and "row 1 cannot be shown: the tokenizer has no chat template" in skipped.stderr
+    counted = prep("--tokenizer", tiny_model, "--max-tokens", "99", stdin=jsonl(bad))
+    assert_refused(counted, ExitCode.MODEL, "<stdin>:1: the tokenizer has no chat template")
+    assert prep(*options, stdin=jsonl(good)).rows == [good]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_tokens_are_counted_as_transformers_call_counts_them(prep, tiny_model, monkeypatch, jobs):
+    rows = [{"prompt": f"{number} <|im_end|>é", "completion": "word " * (number % 40)} for number in range(1, 200)]
+    options = ["--tokenizer", tiny_model, "--max-tokens", "90", "--overlength", "truncate", "--stats", "--jobs", jobs]
+    fast = prep(*options, stdin=jsonl(*rows))
+    monkeypatch.setattr(Encoder, "_backend", None)
+    assert fast == prep(*options, stdin=jsonl(*rows)) and "rows cut" in fast.stderr
 
 
 ROW = st.sampled_from(

@@ -20,6 +20,7 @@ from ftkit.errors import ExitCode, UserError
 ALPACA = Wanted("alpaca", ("instruction", "output"), ("input",), "instruction")
 COMPLETION = Wanted("completion", ("prompt", "completion"), (), "prompt")
 TEXT = Wanted("text", ("text",))
+CLASSIFY = Wanted("classify", ("text", "label"))
 
 PRODUCTS = [
     {
@@ -190,6 +191,48 @@ def test_a_first_line_that_reads_like_data_is_no_header(header):
     rows = [dict(zip(header, cells, strict=True)) for cells in (["nice words here", "1"], ["other words there", "0"])]
     with pytest.raises(UserError, match="reads like data"):
         choose(ALPACA, rows)
+
+
+def hint_of(wanted, rows, *, is_table=True):
+    with pytest.raises(UserError) as caught:
+        choose_columns(wanted, list(rows[0]), rows, {}, "t", is_table=is_table)
+    return caught.value.hint or ""
+
+
+def test_a_table_without_a_header_is_told_the_fields_as_names_in_the_order_of_its_columns():
+    sentence = "So there is no way for me to plug it in."
+    assert "--columns text,label;" in hint_of(CLASSIFY, [{sentence: "Good case, it fits.", "0": "1"}])
+    assert "--columns label,text;" in hint_of(CLASSIFY, [{"0": "1", sentence: "Good case, it fits."}])
+    assert "--columns a,b,c;" in hint_of(CLASSIFY, [{sentence: "Good case, it fits.", "0": "1", "x": "y"}])
+    assert "--columns text;" in hint_of(TEXT, [{sentence: "It fits."}]) and "--documents paragraph" in hint_of(
+        TEXT, [{sentence: "It fits."}]
+    )
+    names = hint_of(CLASSIFY, [{sentence: "a", **{f"{n}": "b" for n in range(29)}}]).partition("--columns ")[2]
+    assert names.partition(";")[0].split(",") == [f"c{n}" for n in range(1, 31)]
+    assert "--map text=1 --map label=2" in hint_of(CLASSIFY, [{"1": "a", "2": "b"}])  # as --no-header names them
+    assert "--map" in hint_of(CLASSIFY, [{sentence: "a", "b": "c"}], is_table=False)  # keys of JSON are no row
+
+
+@pytest.mark.parametrize(
+    "rows", [[{"Peter": "is", "B-PER": "O"}, {"Peter": "", "B-PER": ""}], [{"EU NNP B-ORG": "rejects VBZ O"}]]
+)
+def test_words_and_their_tags_are_no_table(rows):
+    assert "--documents paragraph --augment FILE.py:function" in hint_of(COMPLETION, rows)
+    assert "--documents" not in hint_of(COMPLETION, [{"word": "is", "tag": "O"}])
+    assert "--documents" not in hint_of(COMPLETION, [{"H": "1", "O": "2"}])
+
+
+def test_a_list_of_records_and_pieces_of_text_are_not_offered_as_texts():
+    records = [{"data": [{"text": "rain "}, {"text": "now", "entity": "time"}]}, {"data": [{"text": "a"}]}]
+    assert hint_of(COMPLETION, [{"GetWeather": records}], is_table=False).endswith("--records GetWeather")
+    inside = hint_of(COMPLETION, records, is_table=False)
+    assert "--augment FILE.py:function" in inside and "--map prompt=data.0.text" in inside
+    assert "--map text=" not in inside and "--records" not in inside
+    assert hint_of(COMPLETION, [{"a": None}] * 2, is_table=False).endswith("--augment FILE.py:function")
+    mixed = [{"a": ["x"], "b": 1, "c": "two words"}, {"a": [], "b": 2, "c": "other words"}]
+    assert hint_of(CLASSIFY, mixed, is_table=False) == "for example --map text=c --map label=b"
+    pair = Wanted("pairs", ("prompt", "chosen", "rejected"))
+    assert "--map rejected=COLUMN" in hint_of(pair, [{"prompt": "a", "chosen": "b"}], is_table=False)
 
 
 def test_patterns_fill_columns_with_any_name_and_keep_doubled_braces():

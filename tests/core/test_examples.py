@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ftkit.core.batching import make_batch
 from ftkit.core.encoding import Encoder, Example, last_turn
@@ -158,3 +158,34 @@ def test_texts_encoded_ahead_of_their_rows_give_the_same_examples(name, tiny_mod
     examples, origin, _ = encode_rows(placed(ROWS * 2), some, max_length=500, overlength="drop")
     assert origin == list(range(10)) and some._ahead
     assert examples == [Encoder(tokenizer).example(row) for row in ROWS * 2]
+
+
+@pytest.mark.parametrize("name", ["stories260k", "tinystories-chat-3m", None])
+def test_ids_are_what_transformers_call_gives_whatever_it_was_asked_before(name, tiny_model, request):
+    folder = tiny_model if name is None else request.getfixturevalue("shared") / "models" / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [text for row in ROWS for text in row.values() if text] + [
+        "<|im_end|><s>a</s> b",
+        " a  b\n",
+        "日本 ü 👍",
+        "▁a",
+    ]
+    called = {
+        (text, specials): tokenizer(text, add_special_tokens=False, split_special_tokens=not specials).input_ids
+        for text in texts
+        for specials in (False, True)
+    }
+    assert Encoder(tokenizer)._backend is not None
+    assert {key: Encoder(tokenizer)._ids(*key) for key in called} == called
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer(["a", "a b c d"], padding=True, truncation=True, max_length=2)
+    assert {key: Encoder(tokenizer)._ids(*key) for key in called} == called
+
+
+def test_a_tokenizer_with_a_call_of_its_own_is_called(tiny_model):
+    class Loud(PreTrainedTokenizerFast):
+        def __call__(self, text, **options):
+            return super().__call__(text.upper(), **options)
+
+    loud, plain = Loud.from_pretrained(tiny_model), Encoder(AutoTokenizer.from_pretrained(tiny_model))
+    assert Encoder(loud).encode("abc") == plain.encode("ABC") != plain.encode("abc")

@@ -74,7 +74,23 @@ def test_what_was_typed_is_found_again_in_the_prompt(text):
         ('name = "x"\nkind = "chat"\n', "has no chat"),
         ('name = "a b"\ncompletion = "x"\n', "may hold letters"),
         (SMALL + 'promt = "x"\n', "unknown key 'promt'"),
-        ('name = "x"\ncompletion = "line one\\n{% if %}"\n', "line 2"),
+        ('name = "x"\ncompletion = "line one\\n{% if %}"\n', "mine.toml:2: completion: Expected an expression"),
+        ('name = "x"\ncompletion = """\n\na\n{% if %}b"""\nstop = []\n', "mine.toml:5: completion: "),
+        ('name = "x"\ncompletion = """a\r\n{% if %}b"""\r\n', "mine.toml:3: completion: "),
+        ("name = 'x'\nprompt = '''\ncompletion = a'''\ncompletion = '{{ a'\n", "mine.toml:4: completion: "),
+        ('name = "x"\ncompletion = """a\\nb\n{% if %}"""\n', "mine.toml: completion, line 3: "),
+        ('name = "x"\n"completion" = "{% if %}"\n', "mine.toml: completion, line 1: "),
+        ('name = "x"\ncompletion = "{{ ' + "(" * 9_000 + ' }}"\n', "mine.toml:2: completion: nested too deep"),
+        ('name = "x"\ncompletion = "' + "{% for a in b %}" * 25 + "{% endfor %}" * 25 + '"\n', "nested too deep"),
+        ("x = " + "[" * 9_000, "mine.toml: nested too deep"),
+        ('required = "text"\n', "mine.toml: 'required' should be a list of texts"),
+        (SMALL + "optional = 5\n", "mine.toml: 'optional' should be a list of texts"),
+        (SMALL + 'stop = "### End"\n', "mine.toml: 'stop' should be a list of texts"),
+        (SMALL + 'stop = ["### End", 1]\n', "mine.toml: 'stop' should be a list of texts"),
+        ("prompt = 5\n", "mine.toml: 'prompt' should be a text"),
+        ('name = "x"\ncompletion = ["x"]\n', "mine.toml: 'completion' should be a text"),
+        (SMALL + "kind = []\n", "mine.toml: 'kind' should be a text"),
+        ("typed = ['a']\n", "mine.toml: 'typed' should be a text"),
         (SMALL + "#" * 70_000, "larger than 64,000 bytes"),
     ],
 )
@@ -91,6 +107,25 @@ def test_a_template_file_with_a_mistake_is_named_with_its_place(text, words):
         ("{{ raise_exception('only short ones') }}", "only short ones"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{{ missing }}", "'missing' is undefined"),
+        ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}", "calls itself without end"),
+        ("{{ 'x'.ljust(10 ** 10) }}", "sandbox: the result of ljust is too large"),
+        ("{{ 'x' | center(10 ** 10) }}", "sandbox: the result of center is too large"),
+        ("{{ ['x'] | map('center', width=10 ** 10) | list }}", "sandbox: the result of center is too large"),
+        ("{{ [1] | batch(10 ** 10, 0) | list }}", "sandbox: the result of batch is too large"),
+        ("{{ '%9999999999d' % 1 }}", "sandbox: the result of % is too large"),
+        ("{{ '%*d' % (10 ** 10, 1) }}", "sandbox: the result of % is too large"),
+        ("{{ '%9999999999d' | format(1) }}", "sandbox: the result of format is too large"),
+        ("{{ '{:>9999999999}'.format(1) }}", "sandbox: the result of format is too large"),
+        ("{{ '{:>{}}'.format(1, 10 ** 10) }}", "sandbox: the result of format is too large"),
+        ("{{ ('x' * 10 ** 6) | replace('x', 'y' * 10 ** 6) }}", "sandbox: the result of replace is too large"),
+        ("{{ (['x'] * 10 ** 4) | join('y' * 10 ** 6) }}", "sandbox: the result of join is too large"),
+        ("{{ ('x' * 10 ** 6) | join('y' * 10 ** 6) }}", "sandbox: the result of join is too large"),
+        ("{{ [1] | slice(10 ** 10) | list }}", "sandbox: the result of slice is too large"),
+        ("{{ a | tojson(indent=10 ** 10) }}", "sandbox: the result of tojson is too large"),
+        ("{{ 'a\\nb' | indent(10 ** 10) }}", "sandbox: the result of indent is too large"),
+        ("{{ ('x' * 3 * 10 ** 7) ~ ('x' * 3 * 10 ** 7) }}", "sandbox: renders to more than 50,000,000 characters"),
+        ("{{ ('x' * 3 * 10 ** 7) + ('x' * 3 * 10 ** 7) }}", "sandbox: the result of \\+ is too large"),
+        ("{% set x = 'x' * 3 * 10 ** 7 %}{{ x }}{{ x }}", "sandbox: renders to more than 50,000,000 characters"),
     ],
 )
 def test_a_template_cannot_leave_its_sandbox_and_its_errors_are_words(body, words):
@@ -98,6 +133,31 @@ def test_a_template_cannot_leave_its_sandbox_and_its_errors_are_words(body, word
     with pytest.raises(UserError, match=words) as caught:
         template.render_completion({"a": "b"})
     assert caught.value.exit_code == ExitCode.DATA
+
+
+def test_what_fills_texts_in_an_ordinary_way_is_no_concern_of_the_sandbox():
+    body = (
+        "{{ '%s is %05.1f' % (a, 99999999999) }}|{{ '{:,} {}'.format(60000000, a) }}|{{ a.ljust(12) ~ 1 ~ 'x' }}|"
+        "{{ (a * 9000) | replace('b', 'c' * 9000) | length }}|{{ [a, 600000000] | join(', ') }}|{{ a | indent(2) }}|"
+        "{{ 99999999 | tojson }}|{{ 99999999 | center(10) }}|{{ [1, 2] | slice(2) | list }}|{{ 'ab' | join(99999999) }}"
+    )
+    template = parse_template(f'name = "x"\nrequired = ["a"]\ncompletion = """{body}"""\n', "x.toml")
+    expected = (
+        "a 123456789 is 99999999999.0|60,000,000 a 123456789|a 123456789 1x|99000|a 123456789, 600000000|a 123456789"
+        "|99999999| 99999999 |[[1], [2]]|a99999999b"
+    )
+    assert template.render_completion({"a": "a 123456789"}) == expected
+
+
+def test_a_name_that_is_no_field_is_to_be_made_one():
+    template = parse_template('name = "x"\nrequired = ["text"]\ncompletion = "{{ product }}"\n', "x.toml")
+    with pytest.raises(UserError, match="'product' is undefined") as caught:
+        template.render_completion({"text": "b"})
+    assert 'required = ["text", "product"]' in caught.value.hint and "--map" not in caught.value.hint
+    wrong = parse_template('name = "x"\nrequired = ["text"]\ncompletion = "{{ text.x }}"\n', "x.toml")
+    with pytest.raises(UserError, match="has no attribute 'x'") as caught:
+        wrong.render_completion({"text": "b"})
+    assert "it needs text" in caught.value.hint
 
 
 def test_an_unknown_name_is_a_usage_error_that_lists_the_shipped_ones():

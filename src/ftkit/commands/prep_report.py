@@ -120,6 +120,8 @@ def show_stats(stats: RowStats) -> None:
         console.info(
             f"and {len(labels) - SHOWN_LABELS:,} more labels; the rarest is {labels[-1][0]}: {labels[-1][1]:,}"
         )
+    if stats.other_labels:
+        console.info(f"labels beyond the first {len(labels):,} were not told apart: {stats.other_labels:,} rows")
     for parts, count in stats.straddling.items():
         console.warn(f"leak: {count:,} rows ask what is also asked in the other part of {parts}")
 

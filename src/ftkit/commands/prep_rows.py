@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -27,6 +27,10 @@ from ftkit.io.tables import Fault, Record
 from ftkit.io.template import Template
 from ftkit.io.template_files import load_template, shipped_names
 from ftkit.io.user_function import load_function
+
+if TYPE_CHECKING:
+    from ftkit.core.encoding import Encoder
+    from ftkit.core.token_lengths import TokenLimit
 
 MOST_FAULTS_BEFORE_A_ROW = 10_000
 
@@ -57,7 +61,8 @@ class Preparation:
             augmenter(load_function(settings.augment, "--augment"), settings.augment) if settings.augment else None,
         )
         self.seen_elsewhere = digests_of(settings.against) if settings.against else (frozenset(), frozenset())
-        self.limit = token_limit(settings)
+        self.encoder = row_encoder(settings) if settings.tokenizer or settings.show else None
+        self.limit = token_limit(settings, self.encoder)
         self.shard = parse_shard(settings.shard) if settings.shard else None
 
     def rows(self, source: str) -> Iterator[Made | Together]:
@@ -112,7 +117,7 @@ class Preparation:
         plan = make_plan(beginning, self.template, self.settings.map, self.marks)
         if plan is None:
             if opened.format == "csv":
-                refuse_data_as_header(columns, opened.name)
+                refuse_data_as_header(columns, beginning.sample, opened.name)
             raise needs_template(
                 f"{opened.name}: no training rows yet (they have {', '.join(columns)}), and no --template is given"
             )
@@ -189,12 +194,21 @@ class Preparation:
             self.ledger.duplicates += 1
             self.ledger.near_duplicates += 1
             return False
-        if self.limit is not None and self.shown < self.settings.show:
-            from ftkit.commands.prep_show import show_row
-
-            self.shown += 1
-            show_row(self.limit.encoder, orjson.loads(line), self.shown)
+        if self.encoder is not None and self.shown < self.settings.show:
+            self.show(orjson.loads(line))
         return True
+
+    def show(self, row: Row) -> None:
+        """One of the first rows as the model will see it."""
+        from ftkit.commands.prep_show import show_row
+
+        self.shown += 1
+        try:
+            show_row(self.encoder, row, self.shown)  # type: ignore[arg-type]
+        except UserError as error:
+            if self.settings.on_error == "stop":
+                raise
+            console.warn(f"row {self.shown} cannot be shown: {error.message}")
 
     def reject(self, rejected: Rejected, name: str) -> None:
         """Count a bad row, say so (the first of a kind), and write it to the rejects."""
@@ -242,12 +256,9 @@ def digests_of(path: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
     return frozenset(rows), frozenset(questions - {b""})
 
 
-def token_limit(settings: PrepSettings) -> Any:
-    """What counts tokens, if anything is to be counted or shown; libraries load here."""
-    if not (settings.tokenizer or settings.show):
-        return None
+def row_encoder(settings: PrepSettings) -> "Encoder":
+    """What makes tokens of rows; libraries load here."""
     from ftkit.core.encoding import Encoder
-    from ftkit.core.token_lengths import TokenLimit
     from ftkit.io.base_model import find_base, load_tokenizer, say_default
 
     name = settings.tokenizer or "builtin:tiny"
@@ -255,7 +266,17 @@ def token_limit(settings: PrepSettings) -> Any:
         say_default(name)
     template = load_template(settings.template) if settings.template else None
     is_chat = template is not None and template.kind == "chat"
-    encoder = Encoder(load_tokenizer(find_base(name)), template if is_chat else None)
+    return Encoder(load_tokenizer(find_base(name)), template if is_chat else None)
+
+
+def token_limit(settings: PrepSettings, encoder: "Encoder | None") -> "TokenLimit | None":
+    """What counts the tokens of every row; None where nobody asks, or a few rows are to be shown and no more."""
+    if encoder is None or (
+        settings.show and settings.max_tokens is None and not (settings.tokenizer and settings.stats)
+    ):
+        return None
+    from ftkit.core.token_lengths import TokenLimit
+
     return TokenLimit(encoder, settings.max_tokens, settings.overlength)
 
 

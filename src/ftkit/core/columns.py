@@ -1,7 +1,7 @@
 """Which column fills which field of a template: by --map, by the usual names, or by looking at the first rows."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from ftkit.errors import ExitCode, UserError, did_you_mean
+from ftkit.io.column_names import numbered, stand_ins
 from ftkit.io.records import type_name
 
 SHAPES: tuple[tuple[str, str, str | None], ...] = (  # question, answer and context as well-known data sets call them
@@ -26,6 +27,8 @@ LOOKED_AT_ROWS = 200
 MOST = 0.95
 """A column has a property if this share of its values has it."""
 LONGEST_NAME_CHARS = 80
+TAGGED = re.compile(r"(?:^|\s)(?:O|[BIES]-\S+)\s*$")
+"""A line of CoNLL's form ends in a tag: O outside of names, B- where one begins, and so on."""
 NOT_AN_ANSWER = {"nan", "null", "<na>"}
 LONGEST_MISSING_CHARS = 8
 """What programs write for a missing value; any case."""
@@ -192,6 +195,8 @@ def choose_columns(
         return Choice(sources)
     if not mapped and (shape := usual_names(wanted, columns, is_table=is_table)):
         return shape
+    if is_table:
+        refuse_data_as_header(columns, sample, where, wanted)
     unknown = [name for name in wanted.required if name not in mapped]
     can_infer = wanted.answer is not None and not any(name in named and name not in mapped for name in wanted.required)
     if can_infer and set(unknown) <= {wanted.question, wanted.answer}:
@@ -221,16 +226,23 @@ def usual_names(wanted: Wanted, columns: Sequence[str], *, is_table: bool) -> Ch
 
 
 def cannot_fill(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], where: str) -> UserError:
-    """The error for a template whose fields the columns do not fill, with an example of --map."""
+    """The error for a template whose fields the columns do not fill, with an example of what to type."""
     needs, has = " and ".join(wanted.required), ", ".join(columns)
+    missing = [name for name in wanted.required if name not in columns]
+    readable = [name for name in columns if all(is_text_or_number(row.get(name, "")) for row in sample)]
     if "messages" in columns or "conversations" in columns:
         hint = "conversations take a chat template: --template chatml"
+    elif len(sample) == 1 and (lists := [name for name in columns if holds_records(sample[0].get(name))]):
+        hint = f"to take the list under a key: --records {shell_word(lists[0])}"
+    elif not readable:
+        inside = next((path for name in columns for path in texts_inside(sample[0].get(name), name)), None)
+        one = f"; a text inside: --map {missing[0]}={shell_word(inside)}" if inside else ""
+        hint = f"no column holds text; make rows with a function of yours: --augment FILE.py:function{one}"
     elif len(columns) == 1:
         hint = f"plain text: --template text --map text={shell_word(columns[0])}"
     else:
-        missing = [name for name in wanted.required if name not in columns]
-        texts = [name for name in columns if is_free_text([str(row.get(name)) for row in sample])]
-        usable = [name for name in dict.fromkeys([*texts, *columns]) if name not in wanted.required]
+        texts = [name for name in readable if is_free_text([str(row.get(name)) for row in sample])]
+        usable = [name for name in dict.fromkeys([*texts, *readable]) if name not in wanted.required] or ["COLUMN"]
         pairs = zip(missing, usable + usable[-1:] * len(missing), strict=False)
         hint = "for example " + " ".join(f"--map {name}={shell_word(column)}" for name, column in pairs)
     return UserError(
@@ -238,16 +250,55 @@ def cannot_fill(wanted: Wanted, columns: Sequence[str], sample: Sequence[Mapping
     )
 
 
-def refuse_data_as_header(columns: Sequence[str], where: str) -> None:
-    """A data error where columns should be inferred and the header reads like a row: numbers, sentences, long text."""
+def holds_records(value: Any) -> bool:
+    """True for a list of objects."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+
+
+def texts_inside(value: Any, path: str) -> Iterator[str]:
+    """The dotted paths of the texts in a JSON value that lies at a path."""
+    if isinstance(value, str):
+        yield path
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield from texts_inside(part, f"{path}.{name}")
+
+
+def refuse_data_as_header(
+    columns: Sequence[str], sample: Sequence[Mapping[str, Any]], where: str, wanted: Wanted | None = None
+) -> None:
+    """A data error where columns should be chosen and the header reads like a row: numbers, sentences, long text, tags.
+
+    `wanted` are the fields to name the columns by, where there are as many.
+    """
+    if list(columns) == numbered(columns):
+        return  # names that --no-header gave
+    last = [columns[-1], *(text for row in sample if (text := str(row.get(columns[-1]) or "")).strip())]
+    if len(last) > 1 and all(map(TAGGED.search, last)):  # a line between sentences may hold a tab and no tag
+        raise UserError(
+            f"{where}: words with their tags, not a table with column names",
+            ExitCode.DATA,
+            hint="take each sentence as one text, and make rows of it with a function of yours: "
+            "--documents paragraph --augment FILE.py:function",
+        )
     for name in columns:
         if len(name) > LONGEST_NAME_CHARS or re.fullmatch(r"[\d.,+-]+|.*[.!?。！？]", name, re.DOTALL):
-            names = ",".join("abcdefghijklmnop"[: len(columns)])
+            names = names_for(columns, sample, wanted)
+            text = "if it is plain text: --documents paragraph (or line, file); " if len(columns) == 1 else ""
             raise UserError(
                 f"{where}: the first line reads like data, not like column names: {name[:LONGEST_NAME_CHARS]!r}",
                 ExitCode.DATA,
-                hint=f"if the table has no line of column names, name them: --columns {names}; otherwise --map",
+                hint=f"{text}if the table has no line of column names, name them: --columns {names}; otherwise --map",
             )
+
+
+def names_for(columns: Sequence[str], sample: Sequence[Mapping[str, Any]], wanted: Wanted | None) -> str:
+    """What to give --columns for a table without a header: the fields of a template if there are as many."""
+    if wanted is None or len(wanted.required) != len(columns):
+        return stand_ins(len(columns))
+    lengths = [mean_length([str(row.get(name)) for row in sample]) for name in columns]
+    is_turned = wanted.required[-1] == "label" and lengths[0] < lengths[-1]
+    return ",".join(reversed(wanted.required) if is_turned else wanted.required)
 
 
 def shell_word(text: str) -> str:
@@ -268,7 +319,6 @@ def infer(
 
     Columns whose values repeat those of others are left out first. What `mapped` already fills stays.
     """
-    refuse_data_as_header(columns, where)
     question, answer = wanted.question or "", wanted.answer or ""
     texts, left_out = text_columns(columns, sample)
     left_out |= repeating_columns(texts)
@@ -307,11 +357,16 @@ def text_columns(
             left_out[name] = "it has no usable name"
         elif any(value is None for value in values):
             left_out[name] = "some rows have no value"
-        elif not all(isinstance(value, (str, int, float)) and not isinstance(value, bool) for value in values):
+        elif not all(map(is_text_or_number, values)):
             left_out[name] = "its values are no text"
         else:
             texts[name] = [value if isinstance(value, str) else orjson.dumps(value).decode() for value in values]
     return texts, left_out
+
+
+def is_text_or_number(value: Any) -> bool:
+    """True for what a field can be filled with."""
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def repeating_columns(texts: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -110,7 +110,21 @@ class Encoder:
         """What the tokenizer makes of a text, or has made of it ahead."""
         if not specials and (ids := self._ahead.get(text)) is not None:
             return list(ids)
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not specials).input_ids)
+        backend = self._backend
+        if backend is None or backend.truncation is not None or backend.padding is not None:
+            return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not specials).input_ids)
+        if backend.encode_special_tokens is specials:
+            backend.encode_special_tokens = not specials
+        return list(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    @cached_property
+    def _backend(self) -> Any:
+        """What transformers' call of the tokenizer asks for ids, and takes as long around it; None where it does more."""
+        from transformers import PreTrainedTokenizerFast as Fast
+
+        kind = type(self.tokenizer)
+        is_plain = issubclass(kind, Fast) and kind.__call__ is Fast.__call__ and kind._encode_plus is Fast._encode_plus
+        return self.tokenizer.backend_tokenizer if is_plain else None
 
     @cached_property
     def _ahead(self) -> dict[str, list[int]]:

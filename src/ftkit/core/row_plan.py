@@ -457,7 +457,10 @@ def quick_make(
     expressions = {key: template.quick(part) for key, part in parts}
     if any(expression is None for expression in expressions.values()):
         return None
-    build = builder(quick_sources(choice, wanted), quick_condition(choice, wanted), expressions)  # type: ignore[arg-type]
+    try:
+        build = builder(quick_sources(choice, wanted), quick_condition(choice, wanted), expressions)  # type: ignore[arg-type]
+    except SyntaxError:  # choices nested deeper than Python's parentheses go
+        return None
     answer = parts[-1][0]
 
     def make(values: Mapping[str, Any]) -> Row | None:

@@ -21,6 +21,9 @@ class RowStats:
     chars: "array[int]" = field(default_factory=lambda: array("L"))
     tokens: "array[int]" = field(default_factory=lambda: array("L"))
     labels: Counter[str] = field(default_factory=Counter)
+    """Rows of each label; of the first 1,000."""
+    other_labels: int = 0
+    """Rows of all others."""
     parts_of_questions: dict[bytes, str] = field(default_factory=dict)
     straddling: Counter[str] = field(default_factory=Counter)
     """Rows whose question also stands in another part."""
@@ -30,8 +33,12 @@ class RowStats:
         self.chars.append(sum(map(len, texts_of(row))))
         if tokens is not None:
             self.tokens.append(tokens)
-        if "label" in row and len(self.labels) < MOST_LABELS:
-            self.labels[str(row["label"])] += 1
+        if "label" in row:
+            label = str(row["label"])
+            if label in self.labels or len(self.labels) < MOST_LABELS:
+                self.labels[label] += 1
+            else:
+                self.other_labels += 1
         digest = question_digest(row) if part is not None else None
         if digest is not None and part is not None:
             first = self.parts_of_questions.setdefault(digest, part)
@@ -45,6 +52,8 @@ class RowStats:
             found["tokens"] = spread(self.tokens)
         if self.labels:
             found["labels"] = dict(self.labels.most_common())
+        if self.other_labels:
+            found["other_labels"] = self.other_labels
         if self.parts_of_questions:
             found["questions_in_two_parts"] = dict(self.straddling)
         return found

@@ -31,7 +31,10 @@ class TokenLimit:
 
     def fit(self, row: Row, where: str) -> Fitted:
         """The row if it is short enough; otherwise what --overlength says. A row is never cut to nothing."""
-        example = longest_example(self.encoder, row)
+        try:
+            example = longest_example(self.encoder, row)
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", error.exit_code, hint=error.hint) from None
         tokens = len(example.ids)
         if self.most is None or tokens <= self.most:
             return Fitted(row, tokens)
@@ -50,8 +53,8 @@ class TokenLimit:
         else:
             left = longest_example(self.encoder, shorter)
             return Fitted(shorter, len(left.ids), answer - sum(left.counted), was_cut=True)
-        error = UserError(f"{where}: {tokens:,} tokens, {reason}", ExitCode.DATA, hint=hint)
-        return Fitted(None, tokens, answer, error=error)
+        refusal = UserError(f"{where}: {tokens:,} tokens, {reason}", ExitCode.DATA, hint=hint)
+        return Fitted(None, tokens, answer, error=refusal)
 
     def cut(self, row: Row) -> Row | None:
         """The row with its answer cut to fit: later turns of a conversation go first; None if no answer is left."""

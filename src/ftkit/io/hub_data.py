@@ -14,7 +14,7 @@ def read_hub(source: str) -> tuple[Iterator[Record], tuple[str, ...]]:
     """(rows numbered from 1, notes). Rows come as they are read; nothing but this data set is downloaded."""
     name, config, split = parse(source)
     data, notes = load(source, name, config, split)
-    return number_rows(data, source), notes
+    return number_rows(data, source, is_local=os.path.isdir(name)), notes
 
 
 def parse(source: str) -> tuple[str, str | None, str | None]:
@@ -35,6 +35,7 @@ def load(source: str, name: str, config: str | None, split: str | None) -> tuple
     from datasets.exceptions import DatasetNotFoundError
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is told once, by us
     revision = None if os.path.isdir(name) else newest_commit(name)
     notes = (f"{source}: commit {revision}",) if revision else ()
     try:
@@ -44,9 +45,7 @@ def load(source: str, name: str, config: str | None, split: str | None) -> tuple
             f"{source}: {first_line(error)}", ExitCode.DATA, hint="hf:org/name, hf:org/name/config:split or hf:./folder"
         ) from None
     except Exception as error:  # what a network or a hub may raise has no common class
-        raise UserError(
-            f"{source}: {first_line(error)}", ExitCode.ENVIRONMENT, hint="is the network there? give a file otherwise"
-        ) from None
+        raise not_read(error, source, "", is_local=os.path.isdir(name)) from None
     wanted = split or (DEFAULT_SPLIT if DEFAULT_SPLIT in found or len(found) > 1 else next(iter(found)))
     if wanted not in found:
         hint = f"splits: {', '.join(found)}; for example {source.removesuffix(f':{split}')}:{next(iter(found))}"
@@ -64,17 +63,33 @@ def newest_commit(name: str) -> str | None:
         return None
 
 
-def number_rows(data: Any, source: str) -> Iterator[Record]:
+def number_rows(data: Any, source: str, *, is_local: bool) -> Iterator[Record]:
     """Rows with classes written as their names."""
     named = {key: kind for key, kind in (data.features or {}).items() if type(kind).__name__ == "ClassLabel"}
-    number = 0
-    for number, row in enumerate(data, 1):
+    number, rows = 0, iter(data)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            break
+        except Exception as error:  # of the file's format, or of the network on the way to it
+            raise not_read(error, source, f" behind row {number:,}", is_local=is_local) from None
+        number += 1
         for key, kind in named.items():
             if isinstance(row.get(key), int) and row[key] >= 0:
                 row[key] = kind.int2str(row[key])
         yield Record(number, row)
     if number == 0:
         raise UserError(f"{source}: 0 rows", ExitCode.DATA, hint="the split is empty")
+
+
+def not_read(error: Exception, source: str, place: str, *, is_local: bool) -> UserError:
+    """What an exception of `datasets` means: files that are no data, or a network that is not there."""
+    if is_local or isinstance(error, ValueError):  # Arrow's own errors are ValueErrors, too
+        message, code, hint = "damaged", ExitCode.DATA, "get its files again, or give the good ones by their names"
+    else:
+        message, code, hint = "not read", ExitCode.ENVIRONMENT, "is the network there? give a file otherwise"
+    return UserError(f"{source}: {message}{place}: {first_line(error)}", code, hint=hint)
 
 
 def first_line(error: Exception) -> str:

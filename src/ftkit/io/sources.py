@@ -1,8 +1,8 @@
 """Which inputs were named: files, folders, patterns, stdin and hub data sets, each perhaps with a weight."""
 
 import glob
+import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -13,7 +13,6 @@ from ftkit.io.jsonl import STDIN
 HUB = "hf:"
 PACKED = (".gz", ".zst")
 DATA_SUFFIXES = (".csv", ".tsv", ".tab", ".psv", ".ssv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".md")
-WEIGHTED = re.compile(r"(?P<name>.+)=(?P<weight>\d*\.?\d+)")
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,25 @@ def find_sources(arguments: Sequence[str]) -> Sources:
 
 def split_weight(argument: str) -> tuple[str, float | None]:
     """(`a.jsonl`, 0.7) of `a.jsonl=0.7`; a file whose name holds the = is just that file."""
-    if os.path.exists(argument):
-        return argument, None
-    if matched := WEIGHTED.fullmatch(argument):
-        return matched["name"], float(matched["weight"])
     name, _, weight = argument.rpartition("=")
-    if name and os.path.exists(name):
+    if not name or os.path.exists(argument):
+        return argument, None
+    try:
+        number = float(weight)
+    except ValueError:
+        if not os.path.exists(name):
+            return argument, None
+        number = math.nan
+    if not 0 < number < math.inf:
         hint = "a weight is a number above 0: a.jsonl=0.7 b.jsonl=0.3"
+        if number == 0:
+            hint = "a weight of 0 takes no row of its input: leave it out"
         raise UserError(f"{argument}: '{weight}' is no weight", ExitCode.USAGE, hint=hint)
-    return argument, None
+    return name, number
 
 
 def normal(weights: Sequence[float]) -> tuple[float, ...]:
     """Weights as shares of 1; 70 and 30 mean what 0.7 and 0.3 mean."""
-    if min(weights) <= 0:
-        raise UserError("a weight of 0 takes no row of its input", ExitCode.USAGE, hint="leave that input out")
     return tuple(weight / sum(weights) for weight in weights)
 
 

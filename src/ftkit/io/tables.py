@@ -10,6 +10,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from ftkit.errors import ExitCode, UserError
+from ftkit.io.column_names import nameless, numbered, stand_ins
 from ftkit.io.sources import inner_suffix
 from ftkit.io.text_input import TextInput, lines_in, not_text, unreadable
 
@@ -135,7 +136,7 @@ class Table:
         if not self.options.has_header and not self.options.columns:  # the line that was counted is the first record
             found = True
             held = self.lines.of(start, self.line - 1)
-            yield record_of(held, self.header, self.text, self.options, start, is_first=True)
+            yield record_of(held, self.header, self.text, self.options, start)
             start = self.line
         for record in self.read(self.reader, self.lines, start, is_first=not found):
             found = True
@@ -162,7 +163,7 @@ class Table:
                         is_first = False
                     elif cells and (len(cells) > 1 or cells[0].strip()):  # not a blank line
                         held = lines.of(start, reader.line_num + before)
-                        yield checked(cells, held, header, text, options, start, is_first=is_first)
+                        yield checked(cells, held, header, text, options, start, lines if is_first else None)
                         is_first = False
                     start = reader.line_num + before + 1
                     if start > forget_at:
@@ -210,7 +211,7 @@ def read_header(reader: Any, lines: Lines, text: TextInput, options: TableOption
         for cells in reader:
             end = reader.line_num + options.skip_lines
             if cells and (len(cells) > 1 or cells[0].strip()):
-                if problem := damage(lines.of(start, end), text, start):
+                if problem := damage(lines.of(start, end), text, start, is_row=False):
                     raise problem
                 header += check_header(cells, f"{text.name}:{start}") if options.has_header else numbered(cells)
                 return end + 1 if options.has_header else start
@@ -221,12 +222,9 @@ def read_header(reader: Any, lines: Lines, text: TextInput, options: TableOption
     return start
 
 
-def record_of(
-    held: list[str], header: list[str], text: TextInput, options: TableOptions, start: int, *, is_first: bool
-) -> Record | Fault:
+def record_of(held: list[str], header: list[str], text: TextInput, options: TableOptions, start: int) -> Record | Fault:
     """The record that these lines hold."""
-    cells = next(csv_reader(iter(held), options))
-    return checked(cells, held, header, text, options, start, is_first=is_first)
+    return checked(next(csv_reader(iter(held), options)), held, header, text, options, start)
 
 
 def checked(
@@ -236,17 +234,11 @@ def checked(
     text: TextInput,
     options: TableOptions,
     start: int,
-    *,
-    is_first: bool,
+    first_of: Lines | None = None,
 ) -> Record | Fault:
-    """A record, if it is as long as the header and holds nothing but text."""
-    problem = damage(held, text, start) or ragged(cells, header, f"{text.name}:{start}", options, is_first=is_first)
+    """A record, if it is as long as the header and holds nothing but text; the first one of these lines, or a later one."""
+    problem = damage(held, text, start) or ragged(cells, header, f"{text.name}:{start}", options, first_of)
     return Fault(start, problem, printable(held)) if problem else Record(start, dict(zip(header, cells, strict=True)))
-
-
-def numbered(cells: list[str]) -> list[str]:
-    """Names for the columns of a table without a header: their numbers, from 1."""
-    return [str(number) for number in range(1, len(cells) + 1)]
 
 
 def printable(lines: list[str]) -> str:
@@ -262,26 +254,28 @@ def check_header(cells: list[str], where: str) -> list[str]:
         raise UserError(
             f"{where}: columns with the same name: {', '.join(twice)}",
             ExitCode.DATA,
-            hint=f"rename one of them; if this line is no header: --columns {','.join('abcdefgh'[: len(names)])} "
-            "names the columns",
+            hint=f"rename one of them; if this line is no header: --columns {stand_ins(len(names))} names the columns",
         )
     return names
 
 
-def nameless(number: int) -> str:
-    """What a column without a name is called."""
-    return f"column {number}"
-
-
 def ragged(
-    cells: list[str], header: list[str], where: str, options: TableOptions, *, is_first: bool
+    cells: list[str], header: list[str], where: str, options: TableOptions, first_of: Lines | None
 ) -> UserError | None:
     """The error for a row with more or fewer values than the header; the first row casts doubt on the header."""
     if len(cells) == len(header):
         return None
     if options.columns:
         hint = "--columns should name every column; leave single such rows out: --on-error skip"
-    elif is_first:
+    elif len(header) == 1:
+        above = lines_above(first_of, len(header)) if first_of else None
+        hint = (
+            "if it is plain text: --documents paragraph (or line, file); "
+            f"if the header stands further down: --skip-lines {above or 'N'}; or --delimiter"
+        )
+    elif first_of and (above := lines_above(first_of, len(header))):
+        hint = f"the table seems to begin on line {above + 1}: --skip-lines {above}"
+    elif first_of:
         hint = "is the line above it really the header? --skip-lines N passes over lines in front of it; or --delimiter"
     else:
         hint = "quote values that hold the delimiter, or leave such rows out: --on-error skip"
@@ -293,13 +287,38 @@ def ragged(
     )
 
 
+def lines_above(lines: Lines, width: int) -> int | None:
+    """How many lines of the file stand above what looks like a table of another width than this header's; None: none.
+
+    It begins with the first row that is as wide as most and more than half filled; at least half of what follows fits.
+    """
+    first = [(number, line) for number, line in enumerate(lines.kept[:LOOKED_AT_ROWS], lines.dropped) if line.strip()]
+    most, above = 1, None
+    for delimiter in DELIMITERS:
+        rows = [(number, cells_of(line, delimiter)) for number, line in first]
+        widths = Counter(len(cells) for _, cells in rows if len(cells) > 1)
+        for wide, times in widths.most_common(1):
+            begin = next((at for at, cells in rows if len(cells) == wide and sum(map(bool, cells)) > wide / 2), None)
+            if begin is not None and times > most and times >= FITS * sum(number >= begin for number, _ in rows):
+                most, above = times, begin if wide != width else None
+    return above
+
+
+def cells_of(line: str, delimiter: str) -> list[str]:
+    """The values in a line, as far as it can be read alone."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
 def count(number: int, what: str) -> str:
     """`1 column`, `2 columns`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def damage(lines: list[str], text: TextInput, start: int) -> UserError | None:
-    """The error for a record with bytes that are no text."""
+def damage(lines: list[str], text: TextInput, start: int, *, is_row: bool = True) -> UserError | None:
+    """The error for a record (or a header: no row) with bytes that are no text."""
     for number, line in enumerate(lines, start):
         if "\x00" in line:
             return UserError(
@@ -309,7 +328,7 @@ def damage(lines: list[str], text: TextInput, start: int) -> UserError | None:
             )
         offset = unreadable(line, text.encoding)
         if offset is not None:
-            return not_text(f"{text.name}:{number}", text.encoding, offset)
+            return not_text(f"{text.name}:{number}", text.encoding, offset, is_row=is_row)
     return None
 
 

@@ -118,7 +118,7 @@ class TextInput:
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             column = error.start - (data.rfind(b"\n", 0, error.start) + 1)
-            raise not_text(f"{self.name}:{line}", self.encoding, column) from None
+            raise not_text(f"{self.name}:{line}", self.encoding, column, is_row=False) from None
 
 
 def line_ends(block: bytes) -> int:
@@ -222,8 +222,9 @@ def unreadable(line: str, encoding: str) -> int | None:
     return None
 
 
-def not_text(where: str, encoding: str, offset: int) -> UserError:
-    """The error for a byte that does not belong to the encoding; `offset` counts from 0."""
+def not_text(where: str, encoding: str, offset: int, *, is_row: bool = True) -> UserError:
+    """The error for a byte that does not belong to the encoding; `offset` counts from 0. `is_row`: a row can be left out."""
     called = "UTF-8" if encoding in ("utf-8", "utf-8-sig") else encoding
-    hint = "say what the file is: --encoding latin-1 (or cp1252, big5, ...); single bad rows: --on-error skip"
+    skip = "; single bad rows: --on-error skip" if is_row else ""
+    hint = f"say what the file is: --encoding latin-1 (or cp1252, big5, ...){skip}"
     return UserError(f"{where}: not {called} at byte {offset + 1} of the line", ExitCode.DATA, hint=hint)
