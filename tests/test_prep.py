@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prep_shell import jsonl, rows_of
 
+from ftkit.core.columns import is_missing
 from ftkit.core.prep_settings import PrepSettings
 from ftkit.errors import ExitCode
 from ftkit.io.template_files import load_template
@@ -378,7 +379,7 @@ def test_no_row_of_any_table_is_lost_or_changed(tmp_path, capsys, pairs):
     writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
     writer.writerows([("prompt", "completion"), *pairs])
     code, rows, rejects = run_here(tmp_path, text.getvalue().encode(), dedupe="none", format="csv", delimiter=",")
-    good = [(prompt, answer) for prompt, answer in pairs if answer.strip()]
+    good = [(prompt, answer) for prompt, answer in pairs if answer.strip() and not is_missing(answer)]
     assert code == (0 if good else ExitCode.DATA)
     assert [(row["prompt"], row["completion"]) for row in rows or []] == good
     assert len(rejects) == len(pairs) - len(good)
