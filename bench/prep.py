@@ -267,10 +267,16 @@ def measure_first_row(rows: int, rounds: int, folder: Path) -> None:
         )
 
 
+MOST_NEAR = 100_000
+"""Rows of which near duplicates are looked for: it takes half a minute."""
+
+
 def measure_memory(sizes: list[int], folder: Path) -> None:
     """Print the peak memory for tables of these numbers of rows."""
     source, out = folder / "products.csv", folder / "out.jsonl"
-    sys.stdout.write(f"{'rows':>10}{'table MB':>10}{'plain MB':>10}{'dedupe MB':>11}{'bytes a row':>13}\n")
+    sys.stdout.write(
+        f"{'rows':>10}{'table MB':>10}{'plain MB':>10}{'dedupe MB':>11}{'bytes a row':>13}{'near MB':>9}\n"
+    )
     for rows in sizes:
         make_table(source, rows)
         *_, plain = measure("ftkit --dedupe none", source, out)
@@ -278,7 +284,8 @@ def measure_memory(sizes: list[int], folder: Path) -> None:
         kept, _ = fingerprint(out)
         table = source.stat().st_size / 2**20
         a_row = (deduped - plain) * 2**20 / kept
-        sys.stdout.write(f"{rows:>10,}{table:>10.0f}{plain:>10.0f}{deduped:>11.0f}{a_row:>13.1f}\n")
+        near = f"{measure('ftkit', source, out, '--dedupe near')[-1]:.0f}" if rows <= MOST_NEAR else ""
+        sys.stdout.write(f"{rows:>10,}{table:>10.0f}{plain:>10.0f}{deduped:>11.0f}{a_row:>13.1f}{near:>9}\n")
         sys.stdout.flush()
 
 

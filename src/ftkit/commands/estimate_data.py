@@ -65,15 +65,15 @@ def read_data(settings: EstimateSettings, model: Model) -> RealRows:
     encoder = Encoder(load_tokenizer(model.base, model.config.get_text_config().vocab_size), template)
     length = min(settings.max_length, model.context or settings.max_length)
     rows = zip(file.places, file.rows, strict=True)
-    examples, origin, ledger = encode_rows(rows, encoder, max_length=length, overlength="drop")
-    if not examples:
+    found, origin, ledger = encode_rows(rows, encoder, max_length=length, overlength="drop")
+    if not found:
         raise UserError(
             f"{file.source}: no row fits into {length} tokens with something to learn",
             ExitCode.DATA,
             hint="a longer --max-length, or shorter prompts",
         )
     held = held_of(file.rows, origin, float(TrainSettings.valid))
-    examples = [example for example, row in zip(examples, origin, strict=True) if row not in held]
+    examples = [example for example, row in zip(found, origin, strict=True) if row not in held]
     longest = max(len(example.ids) for example in examples)
     plan = plan_of(settings, examples, pack=settings.pack == "on")
     heaviest = heaviest_batch(plan, examples)

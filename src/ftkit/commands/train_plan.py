@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class Prepared:
     config: Any
     encoder: Encoder
     data: Data
-    examples: list[Example]
+    examples: Sequence[Example]
     valid_rows: list[dict[str, Any]]
     valid_examples: list[Example]
     encoded: Encoded
@@ -145,7 +146,7 @@ def prepare(settings: TrainSettings) -> Prepared:
         raise UserError("--early-stop compares held-out losses, and no row is held out", ExitCode.DATA, hint=hint)
     if settings.pack == "on" and METHODS[settings.technique].virtual:
         console.info("rows are padded, not packed: virtual tokens stand in front of every row")
-    plan = make_plan(settings, len(examples), max(len(e.ids) for e in examples))
+    plan = make_plan(settings, len(examples), max(len(example.ids) for example in examples))
     settings = replace(settings, micro_batch=str(plan.micro_batch), micro_tokens=str(plan.micro_tokens), lr=plan.lr,
                        dtype=dtype_name(dtype))  # fmt: skip
     if new is not None:
@@ -170,7 +171,7 @@ def prepare(settings: TrainSettings) -> Prepared:
     )
 
 
-def say_new_tokens(new: NewTokens, examples: list[Example]) -> None:
+def say_new_tokens(new: NewTokens, examples: Sequence[Example]) -> None:
     """How many there are; tokens that no row holds learn nothing, which is a slip of somebody."""
     console.info(f"new tokens: {len(new.ids):,}, ids {new.ids[0]:,} to {new.ids[-1]:,}")
     used = new.count_used([example.ids for example in examples])

@@ -1,6 +1,7 @@
 """The rows of `ftkit train`: read, checked, turned into examples, some of them held out."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import orjson
 from ftkit import console
 from ftkit.core.classes import balanced_weights, class_names
 from ftkit.core.encoding import Encoder, Example
+from ftkit.core.example_store import Chosen, ExampleStore
 from ftkit.core.examples import Ledger, encode_rows, join_documents
 from ftkit.core.holdout import content_hash, held_of
 from ftkit.core.train_settings import TrainSettings
@@ -90,8 +92,8 @@ def classes_of(settings: TrainSettings, data: Data) -> tuple[str, ...]:
 
 
 def make_examples(
-    settings: TrainSettings, data: Data, encoder: Encoder, examples: list[Example], origin: list[int]
-) -> tuple[list[Example], list[dict[str, Any]], list[Example]]:
+    settings: TrainSettings, data: Data, encoder: Encoder, examples: Sequence[Example], origin: list[int]
+) -> tuple[Sequence[Example], list[dict[str, Any]], list[Example]]:
     """(examples to train, rows held out, their examples). origin: the row that each example is of."""
     if not examples:
         raise UserError(
@@ -105,7 +107,7 @@ def make_examples(
         return as_trained(settings, examples, origin), *read_held_out(settings, data, encoder)
     held = held_of(data.rows, origin, share)
     train, valid = (
-        [example for example, i in zip(examples, origin, strict=True) if (i in held) is side] for side in (False, True)
+        Chosen(examples, (place for place, i in enumerate(origin) if (i in held) is side)) for side in (False, True)
     )
     of_train = [i for i in origin if i not in held]
     require_every_class(encoder.classes, train, data.source)
@@ -113,9 +115,9 @@ def make_examples(
     return as_trained(settings, train, of_train), held_rows, [replace(example, weight=1.0) for example in valid]
 
 
-def require_every_class(names: tuple[str, ...], train: list[Example], source: str) -> None:
+def require_every_class(names: tuple[str, ...], train: Sequence[Example], source: str) -> None:
     """A label that only held-out rows have cannot be learned."""
-    trained = {example.ids[-1] for example in train}
+    trained = {example.ids[-1] for example in train} if names else set()
     for number, name in enumerate(names):
         if number not in trained:
             raise UserError(
@@ -125,7 +127,7 @@ def require_every_class(names: tuple[str, ...], train: list[Example], source: st
             )
 
 
-def as_trained(settings: TrainSettings, train: list[Example], origin: list[int]) -> list[Example]:
+def as_trained(settings: TrainSettings, train: Sequence[Example], origin: list[int]) -> Sequence[Example]:
     """The examples of training: of classes with --class-weights, which multiply the rows' own; of text joined (--across)."""
     if settings.across:
         if any(example.weight != 1 for example in train):
@@ -170,7 +172,7 @@ def warn_of_losses(source: str, ledger: Ledger, settings: TrainSettings) -> None
 
 def encode(
     settings: TrainSettings, encoder: Encoder, rows: list[dict[str, Any]], places: list[str]
-) -> tuple[list[Example], list[int], Ledger]:
+) -> tuple[ExampleStore, list[int], Ledger]:
     """Rows as examples of at most --max-length tokens."""
     return encode_rows(
         zip(places, rows, strict=True), encoder, max_length=settings.max_length, overlength=settings.overlength

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
 from ftkit import __version__, console
 from ftkit.commands.train_rows import Data, encode
-from ftkit.core.encoding import Encoder, Example
+from ftkit.core.encoding import Encoder
+from ftkit.core.example_store import ExampleStore
 from ftkit.core.examples import Ledger
 from ftkit.core.train_settings import TrainSettings
 from ftkit.io.run_folder import RUNS, RunFolder
@@ -28,7 +31,7 @@ MANY = 500_000
 class Encoded:
     """All examples of a data set, the row that each is of, and what was lost. key: of what; None: not to be kept."""
 
-    examples: list[Example]
+    examples: ExampleStore
     origin: list[int]
     ledger: Ledger
     key: str | None = None
@@ -85,23 +88,25 @@ def key_of(settings: TrainSettings, data: Data, encoder: Encoder) -> str | None:
 
 def to_tensors(encoded: Encoded) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """ids int32 and counted bool, all examples in a row; lengths and origin int64, weights float64, one of each example."""
-    examples = encoded.examples
+    store = encoded.examples
     tensors = {
-        "ids": torch.tensor([i for example in examples for i in example.ids], dtype=torch.int32),
-        "counted": torch.tensor([c for example in examples for c in example.counted], dtype=torch.bool),
-        "lengths": torch.tensor([len(example.ids) for example in examples]),
+        "ids": tensor_of(store.ids),
+        "counted": tensor_of(store.counted).bool(),
+        "lengths": torch.diff(tensor_of(store.ends), prepend=torch.zeros(1, dtype=torch.int64)),
         "origin": torch.tensor(encoded.origin),
-        "weights": torch.tensor([example.weight for example in examples], dtype=torch.float64),
+        "weights": tensor_of(store.weights),
     }
     return tensors, asdict(encoded.ledger)
 
 
+def tensor_of(values: Any) -> Tensor:
+    """Any array of numbers as a tensor of their type."""
+    return torch.tensor(np.asarray(values))
+
+
 def from_tensors(tensors: dict[str, Tensor], ledger: dict[str, Any], key: str | None) -> Encoded:
-    """What `to_tensors` was given."""
-    ids, counted = tensors["ids"].tolist(), tensors["counted"].tolist()
-    ends = [0, *accumulate(tensors["lengths"].tolist())]
-    examples = [
-        Example(ids[start:end], counted[start:end], weight)
-        for (start, end), weight in zip(pairwise(ends), tensors["weights"].tolist(), strict=True)
-    ]
-    return Encoded(examples, tensors["origin"].tolist(), Ledger(**ledger), key)
+    """What `to_tensors` was given; the ids stay where they are, in memory that is mapped to their file."""
+    names = ("ids", "counted", "weights")
+    ids, counted, weights = (tensors[name].numpy() for name in names)
+    ends = array("q", accumulate(tensors["lengths"].tolist()))
+    return Encoded(ExampleStore.of(ids, counted, ends, weights), tensors["origin"].tolist(), Ledger(**ledger), key)

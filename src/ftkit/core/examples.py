@@ -7,6 +7,7 @@ from typing import Any
 
 from ftkit import faults
 from ftkit.core.encoding import Encoder, Example
+from ftkit.core.example_store import ExampleStore
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.records import kind_of
 
@@ -35,15 +36,15 @@ class Ledger:
 
 def encode_rows(
     rows: Iterable[tuple[str, dict[str, Any]]], encoder: Encoder, *, max_length: int, overlength: str
-) -> tuple[list[Example], list[int], Ledger]:
+) -> tuple[ExampleStore, list[int], Ledger]:
     """(examples, index of the row each came from, ledger). `rows` are (place, row); max_length in tokens.
 
     A row beyond max_length is dropped, or its answer is cut (`truncate`), but never to nothing. Plain text is cut into
     pieces instead, each beginning with the last token of the one before, so that every token is predicted once.
     """
-    examples: list[Example] = []
+    examples = ExampleStore()
     origin: list[int] = []
-    total = dropped = truncated = lost = untrained = 0
+    total = dropped = truncated = lost = untrained = longest = counted = 0
     for number, (place, row) in enumerate(read_ahead(rows, encoder)):
         total += 1
         faults.point("tokenise")
@@ -59,10 +60,12 @@ def encode_rows(
         dropped += not pieces
         truncated += bool(pieces) and len(example.ids) > limit and not is_text
         untrained += untrained_turns(row, example)
-        examples += pieces
+        for piece in pieces:
+            examples.append(piece)
+            longest = max(longest, len(piece.ids))
+            counted += sum(piece.counted[1:])
         origin += [number] * len(pieces)
-    longest = max((len(e.ids) for e in examples), default=0)
-    tokens, counted = sum(len(e.ids) for e in examples), sum(sum(e.counted[1:]) for e in examples)
+    tokens = len(examples.ids)
     return (
         examples,
         origin,
@@ -99,11 +102,12 @@ def fit(example: Example, max_length: int, overlength: str, *, is_text: bool) ->
     return []
 
 
-def join_documents(pieces: Sequence[Example], origin: Sequence[int], max_length: int) -> list[Example]:
+def join_documents(pieces: Iterable[Example], origin: Iterable[int], max_length: int) -> Sequence[Example]:
     """Pieces of plain texts, in order, as one stream cut into rows of max_length: attention then crosses documents.
 
     origin: the text that each piece is of. The same tokens are counted as without joining: the first of a document never.
     """
+    joined = ExampleStore()
     ids: list[int] = []
     counted: list[bool] = []
     before = None
@@ -112,7 +116,12 @@ def join_documents(pieces: Sequence[Example], origin: Sequence[int], max_length:
         ids += piece.ids if begins else piece.ids[1:]  # a piece begins with the last token of the one before
         counted += [False, *piece.counted[1:]] if begins else piece.counted[1:]
         before = number
-    return fit(Example(ids, counted), max_length, "drop", is_text=True)
+        while len(ids) > max_length:  # the last token of a row is the first of the next
+            joined.append(Example(ids[:max_length], counted[:max_length]))
+            ids, counted = ids[max_length - 1 :], counted[max_length - 1 :]
+    if len(joined) or any(counted[1:]):
+        joined.append(Example(ids, counted))
+    return joined
 
 
 def part_of(example: Example, start: int, end: int) -> Example:

@@ -12,6 +12,7 @@ written into queries and keys in place and are a function of transformers' modul
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from heapq import nsmallest
 from importlib.util import find_spec
 from typing import Any
 
@@ -58,7 +59,7 @@ def use_liger(model: Any, examples: Sequence[Example], device: str) -> LigerUse:
     was_training = model.training
     model.eval()
     changed: dict[nn.Module, str] = {}
-    shortest = sorted(examples, key=lambda example: len(example.ids))[:2]
+    shortest = nsmallest(2, examples, key=lambda example: len(example.ids))
     rows = [Example(row.ids[:LONGEST], [True] * len(row.ids[:LONGEST])) for row in shortest]
     try:
         batch = make_batch(rows).to(device)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from typing import Any
 
 import torch
@@ -165,16 +166,21 @@ def rows_to_check(examples: Sequence[Example], window: int | None) -> list[Examp
 
     With a long end each: were positions those of the pack, the second one's would be far off.
     """
-    by_length = sorted(examples, key=lambda example: len(example.ids))
-    longest, most = len(by_length[-1].ids), 4 * SHORTEST_SHARED
-    short = [row.ids[-most:] for row in by_length[:2]]
+    longest, most = max(map(length_of, examples)), 4 * SHORTEST_SHARED
+    short = [row.ids[-most:] for row in nsmallest(2, examples, key=length_of)]
     stem = (short[0] + short[-1]) * most
     stem = stem[: min(most, longest // 2)]
     rows = [short[0], short[-1], stem + short[0] + stem, stem + short[-1] + stem]
     if window is not None:
-        rows += next(([row.ids] for row in by_length if len(row.ids) > window + 1), [])
+        beyond = min((row for row in examples if length_of(row) > window + 1), key=length_of, default=None)
+        rows += [beyond.ids] if beyond else []
     cut = [ids[:longest] for ids in rows]
     return [Example(ids, [len(ids) - at <= 2 * most for at in range(len(ids))]) for ids in cut]
+
+
+def length_of(row: Example) -> int:
+    """Tokens of an example."""
+    return len(row.ids)
 
 
 def window_of(model: Any) -> int | None:
