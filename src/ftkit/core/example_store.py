@@ -10,7 +10,23 @@ from typing import Any, overload
 from ftkit.core.encoding import Example
 
 
-class ExampleStore(Sequence[Example]):
+class Examples(Sequence[Example]):
+    """Examples that are made when they are asked for."""
+
+    def example(self, at: int) -> Example:
+        """The one at a place from 0 on."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, at: int) -> Example: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Example]: ...
+    def __getitem__(self, at: int | slice) -> Example | list[Example]:
+        places = range(len(self))[at]
+        return [self.example(place) for place in places] if isinstance(places, range) else self.example(places)
+
+
+class ExampleStore(Examples):
     """Examples one behind the other.
 
     ids: int32, counted: a byte each, of all tokens; ends: int64, where each example ends; weights: float64. Any arrays of
@@ -42,14 +58,8 @@ class ExampleStore(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, at: int) -> Example: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Example]: ...
-    def __getitem__(self, at: int | slice) -> Example | list[Example]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(len(self))[at]]
-        at = range(len(self))[at]
+    def example(self, at: int) -> Example:
+        """Its tokens as lists."""
         start, end = int(self.ends[at - 1]) if at else 0, int(self.ends[at])
         counted = list(map(bool, self.counted[start:end].tolist()))
         return Example(self.ids[start:end].tolist(), counted, float(self.weights[at]))
@@ -60,7 +70,7 @@ class ExampleStore(Sequence[Example]):
     __hash__ = None  # type: ignore[assignment]
 
 
-class Chosen(Sequence[Example]):
+class Chosen(Examples):
     """Some of the examples of another sequence, which stay where they are. places: of each in it."""
 
     def __init__(self, examples: Sequence[Example], places: Iterable[int]) -> None:
@@ -69,11 +79,6 @@ class Chosen(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, at: int) -> Example: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Example]: ...
-    def __getitem__(self, at: int | slice) -> Example | list[Example]:
-        if isinstance(at, slice):
-            return [self.examples[place] for place in self.places[at]]
+    def example(self, at: int) -> Example:
+        """The one that the place stands for."""
         return self.examples[self.places[at]]
