@@ -37,7 +37,8 @@ from ftkit.io.jsonl import read_rows
 from ftkit.io.quantization import quantised_forward, quantization_config, seen_in_training
 from ftkit.io.run_folder import RunFolder
 from ftkit.io.shards import read_layout
-from ftkit.io.tensors import FileWeight, give_back_freed_memory, is_finite, read_tensor
+from ftkit.io.heap import give_back_freed_memory
+from ftkit.io.tensors import FileWeight, is_finite, read_tensor
 from ftkit.io.trained import Trained, put_adapter
 
 Layers = Mapping[str, bool]

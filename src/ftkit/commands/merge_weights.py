@@ -21,13 +21,13 @@ from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter
 from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
+from ftkit.io.heap import give_back_freed_memory
 from ftkit.io.quantization import seen_in_training
 from ftkit.io.shards import NewTensor, read_chunks, read_layout, write_shards
 from ftkit.io.tensors import (
     FLOATS,
     bytes_of,
     flat,
-    give_back_freed_memory,
     is_finite,
     not_finite,
     read_finite,

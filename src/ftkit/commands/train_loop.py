@@ -36,6 +36,7 @@ from ftkit.io.checkpoint import (
     write_checkpoint,
 )
 from ftkit.io.devices import peak_memory
+from ftkit.io.heap import keep_freed_memory
 from ftkit.io.records import kind_of
 from ftkit.io.run_folder import RunFolder
 from ftkit.io.trackers import Trackers
@@ -145,6 +146,8 @@ def train(
         go_on(session, start)
     else:
         folder.cut_log(0)  # what was logged before the first checkpoint is done again
+    if prepared.device == "cpu":
+        keep_freed_memory()
     with packed_attention(model) if plan.pack else nullcontext(nullcontext) as suspended:
         session.plain_attention = suspended
         try:

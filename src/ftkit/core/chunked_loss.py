@@ -97,25 +97,29 @@ class NatsInCache(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Targets) -> Tensor:
         """logits (n, V) -> () in nats; keeps the gradient, (n, V) in the logits' format."""
-        wide, size, smoothing = wide_format(logits), rows_in_cache(logits), targets.smoothing
+        size, smoothing = rows_in_cache(logits), targets.smoothing
         gradient, count = torch.empty_like(logits), len(targets.labels)
         gradient[count:] = 0
+        place = logits.new_empty((min(size, count), logits.shape[1]), dtype=wide_format(logits))
         losses = []
         parts = (torch.split(part[:count], size) for part in (logits, gradient))
-        for rows, place, target in zip(*parts, targets.split(size), strict=True):
-            found, chosen = torch.softmax(rows, dim=-1, dtype=wide), target.labels.unsqueeze(1)
+        for rows, kept, target in zip(*parts, targets.split(size), strict=True):
+            found, chosen = place[: len(rows)].copy_(rows), target.labels.unsqueeze(1)
+            expected = found.gather(1, chosen).squeeze(1)
+            if smoothing:
+                expected = (1 - smoothing) * expected + smoothing * found.mean(dim=-1)
+            likeliest = found.amax(dim=-1)
+            torch._softmax(found, -1, False, out=found)
             # the label's own probability may be too small for the format, that of the likeliest token is not
-            normalisers = rows.amax(dim=-1).to(wide) - found.amax(dim=-1).log()
-            expected = rows.gather(1, chosen).squeeze(1).to(wide)
+            nats = likeliest - found.amax(dim=-1).log() - expected
             found.scatter_add_(1, chosen, found.new_full(chosen.shape, smoothing - 1))
             if smoothing:
-                expected = (1 - smoothing) * expected + smoothing * rows.mean(dim=-1, dtype=wide)
                 found -= smoothing / found.shape[1]
-            nats = normalisers - expected
             if target.weights is not None:
-                nats, found = nats * target.weights, found * target.weights.unsqueeze(1)
+                nats *= target.weights
+                found *= target.weights.unsqueeze(1)
             losses.append(nats.sum())
-            place.copy_(found)
+            kept.copy_(found)
         ctx.save_for_backward(gradient)
         return torch.stack(losses).sum()
 

@@ -4,7 +4,6 @@ The model is the simulated one with its empty tensors filled: quantised weights 
 in memory in 16 bits first. Values do not matter to memory; they are small so that nothing overflows.
 """
 
-import ctypes
 import gc
 import resource
 import sys
@@ -29,10 +28,10 @@ from ftkit.core.planned_run import PlannedRun
 from ftkit.core.training import train_step
 from ftkit.core.training_memory import longest_batch
 from ftkit.io.devices import DTYPES
+from ftkit.io.heap import give_back_free_memory, give_back_freed_memory
 from ftkit.io.new_tokens import NewTokens
 
 STEPS = 2
-MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 @dataclass(frozen=True)
@@ -93,18 +92,11 @@ def measured_on_cpu(work: Callable[[], None]) -> Measured:
     memory of a process is 7 to 22 % more than its tensors ever took (seven runs of 0.5 to 2 GiB).
     """
     gc.collect()
-    give_blocks_back()
+    give_back_freed_memory(above=64 * 1024)
+    give_back_free_memory()
     before = start_of_growth()
     work()
     return Measured(None, None, None, highest_resident() - before)
-
-
-def give_blocks_back() -> None:
-    """glibc: blocks from 64 KiB on come from the system and go back to it; elsewhere nothing is changed."""
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(MMAP_THRESHOLD, 64 * 1024)
-        libc.malloc_trim(0)
 
 
 def start_of_growth() -> int:

@@ -74,6 +74,9 @@ def tree_attention(
     Without a layout, rows (B, H, T, d) that are padded on the right, each causal. Work grows with the pairs that are
     really attended, not with T squared.
     """
+    if is_compiled(query) and softcap is None and not dropout:
+        segments = () if layout is None else (layout.lengths, layout.ancestors)
+        return block_attention(query, key, value, scaling, sliding_window, *segments), None
     if layout is None:
         return attend(query, key, value, scaling, dropout, sliding_window, softcap).transpose(1, 2), None
     if layout.spans is not None and fits_kernel(query, value, dropout, softcap):
@@ -118,10 +121,8 @@ def attend(
 ) -> Tensor:
     """The last L of P + L tokens attend causally, at most `window` tokens back: q (B, H, L, d), k (B, G, P + L, d)."""
     length, total = q.shape[2], k.shape[2]
-    if softcap is not None or is_short_on_cpu(q, total):
+    if softcap is not None:
         return plain_attention(q, k, v, scaling, dropout, window, softcap)
-    if is_compiled(q) and not dropout:  # in float32 torch's fused kernel is as fast
-        return block_attention(q, k, v, scaling, window)
     is_causal = length == total and (window is None or window >= total)
     mask = None if is_causal else causal_mask(length, total, window, q.device)
     grouped = q.shape[1] != k.shape[1]

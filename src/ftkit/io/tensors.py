@@ -1,8 +1,6 @@
 """Tensors of safetensors files as torch tensors, one at a time, and back to bytes."""
 
-import ctypes
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +17,6 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """The formats that can be added to, by their names in safetensors."""
 BYTES = {"U8": torch.uint8, "I8": torch.int8}
 """The formats of packed weights."""
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 VALUES = 1 << 20  # of a tensor that are compared or merged at a time
 FEW_VALUES = 1 << 19  # of a tensor that are computed with at a time, in float32: in a processor's cache
 
@@ -87,20 +84,6 @@ def xxh128(place: TensorPlace) -> str:
     for chunk in read_chunks(place):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def give_back_freed_memory(above: int) -> None:
-    """Ask glibc to return blocks of more than `above` bytes as soon as they are freed, and to keep smaller ones for reuse.
-
-    By default it learns its limit from what is freed. Too low, and the system hands out every piece of a stream anew, as
-    zeros: half of a merge's time. Too high, and blocks of changing sizes leave holes: 270 MB in a proof of 300 million
-    parameters.
-    """
-    if sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        if hasattr(library, "mallopt"):
-            library.mallopt(M_MMAP_THRESHOLD, above)
-            library.mallopt(M_TRIM_THRESHOLD, 8 * above)
 
 
 def read_tensor(place: TensorPlace) -> Tensor:
