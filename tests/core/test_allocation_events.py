@@ -36,7 +36,7 @@ CASES = [
 
 def simulate(config, gpu, changes):
     settings = TrainSettings(**{"max_length": 64, "batch": 8, "micro_batch": "2"} | changes)
-    run = plan_run(settings, None, GPUS[gpu])
+    run = plan_run(settings, None, GPUS[gpu], 2**17)
     quantization = quantization_config(run.method, DTYPES[run.dtype], [])
     return subject.training_memory(settings, run, config, quantization, device=subject.simulated_device(GPUS[gpu]))
 

@@ -59,7 +59,7 @@ GRID = [
 def formula(config, gpu, options):
     settings = EstimateSettings(**{"max_length": 1024, **options})
     card = GPUS[gpu] if gpu else None
-    run = plan_run(settings, 8192, card)
+    run = plan_run(settings, 8192, card, 2**17)
     return settings, run, closed_form(settings, run, read_sizes(config.to_dict(), "model"), card)
 
 
@@ -93,7 +93,7 @@ def test_open_llama_3b_trains_the_published_number_of_parameters(targets, r, cou
            "num_attention_heads": 32, "vocab_size": 32000}  # fmt: skip
     settings = EstimateSettings(targets=targets, r=r)
     sizes = read_sizes(raw, "open_llama")
-    assert closed_form(settings, plan_run(settings, 2048, None), sizes, None).trained_parameters == count
+    assert closed_form(settings, plan_run(settings, 2048, None, 2**17), sizes, None).trained_parameters == count
 
 
 def test_more_of_anything_never_takes_less():
@@ -119,7 +119,7 @@ def test_more_of_anything_never_takes_less():
 def test_what_the_formula_does_not_describe_is_refused(raw, options, code, words):
     settings = EstimateSettings(max_length=1024, **options)
     with pytest.raises(UserError) as caught:
-        closed_form(settings, plan_run(settings, None, None), read_sizes(raw, "model"), None)
+        closed_form(settings, plan_run(settings, None, None, 2**17), read_sizes(raw, "model"), None)
     assert caught.value.exit_code == code
     assert words in caught.value.message + str(caught.value.hint)
 

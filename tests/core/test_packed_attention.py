@@ -87,15 +87,13 @@ def test_packed_rows_with_and_without_sharing_are_padded_rows_and_rows_alone(arc
     assert_same(loss_and_gradients(model, micro_batches(examples, 4)), alone, loss=1e-7)
 
 
-@pytest.mark.parametrize("short_pairs", [tree_module.SHORT_PAIRS, 0], ids=["plain products", "block by block"])
 @pytest.mark.parametrize("architecture", PACKED)
-def test_packs_that_are_filled_up_to_lengths_that_come_again_count_the_same(architecture, short_pairs, monkeypatch):
+def test_packs_that_are_filled_up_to_lengths_that_come_again_count_the_same(architecture, monkeypatch):
     """As for bfloat16 on a CPU, where oneDNN compiles a kernel for each length, here in float64; its attention with it."""
     model, examples = build_model(architecture, torch.float64), sharing_examples()
     alone = loss_and_gradients(model, micro_batches(examples, 1))
     for module in (compiled_shapes, tree_module):
         monkeypatch.setattr(module, "is_compiled", lambda _: True)
-    monkeypatch.setattr(tree_module, "SHORT_PAIRS", short_pairs)
     lengths = set()
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: lengths.add(given[0].shape[1]))
     for share in (True, False):

@@ -120,4 +120,7 @@ def test_a_packed_batch_is_one_sequence():
 
 
 def test_tokens_of_a_pack_hold_the_longest_row_or_the_rows_that_were_asked_for():
-    assert (auto_micro_tokens(100, None), auto_micro_tokens(5000, None), auto_micro_tokens(100, 3)) == (4096, 5000, 300)
+    of_large = [auto_micro_tokens(longest, rows, 32 * 4096) for longest, rows in ((100, None), (5000, None), (100, 3))]
+    assert of_large == [4096, 5000, 300]
+    of_small = [auto_micro_tokens(100, None, layers * 512) for layers in (1, 8, 12, 16)]
+    assert of_small == [8192, 8192, 2**25 // (12 * 512), 4096]

@@ -52,7 +52,9 @@ def test_rows_as_long_as_allowed_are_predicted_as_without_rows(pack):
     known = predict_training(
         settings, CONFIG, torch.bfloat16, plan(pack=pack, micro_tokens=80), rows, None, SimulatedDevice(CPU)
     )
-    assumed = training_memory(settings, plan_run(settings, None, None), CONFIG, None, device=SimulatedDevice(CPU))
+    assumed = training_memory(
+        settings, plan_run(settings, None, None, 2**17), CONFIG, None, device=SimulatedDevice(CPU)
+    )
     assert known.allocated_bytes == assumed.allocated_bytes
     assert known.trained_parameters == assumed.trained_parameters
 

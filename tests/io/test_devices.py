@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ftkit.errors import ExitCode, UserError
-from ftkit.io.devices import cpu_computes_bf16, dtype_name, pick_device, pick_dtype
+from ftkit.io.devices import NARROW, cpu_computes_bf16, dtype_name, pick_device, pick_dtype
 
 ABSENT = [
     name
@@ -39,11 +39,19 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
 )
 def test_a_frozen_base_is_bf16_where_the_gpu_computes_in_it(device, gpu_has_bf16, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: gpu_has_bf16)
-    assert pick_dtype("auto", device, trains_weights=False) == expected
+    assert pick_dtype("auto", device, trains_weights=False, width=4096) == expected
 
 
 def test_a_frozen_base_on_the_cpu_is_bf16_where_the_cpu_computes_in_it():
-    assert pick_dtype("auto", "cpu", trains_weights=False) == (torch.bfloat16 if cpu_computes_bf16() else torch.float32)
+    assert pick_dtype("auto", "cpu", trains_weights=False, width=4096) == (
+        torch.bfloat16 if cpu_computes_bf16() else torch.float32
+    )
+
+
+def test_a_narrow_base_on_the_cpu_is_float32_and_on_a_gpu_like_others(monkeypatch):
+    assert pick_dtype("auto", "cpu", trains_weights=False, width=NARROW) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert pick_dtype("auto", "cuda", trains_weights=False, width=NARROW) == torch.bfloat16
 
 
 def test_the_cpu_is_asked_what_it_can():
@@ -56,25 +64,25 @@ def test_the_cpu_is_asked_what_it_can():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_weights_that_are_trained_are_float32(device):
-    assert pick_dtype("auto", device, trains_weights=True) == torch.float32
+    assert pick_dtype("auto", device, trains_weights=True, width=4096) == torch.float32
 
 
 def test_a_format_that_is_asked_for_is_taken():
-    assert pick_dtype("fp16", "cpu", trains_weights=False) == torch.float16
-    assert pick_dtype("fp32", "cpu", trains_weights=False) == torch.float32
-    assert pick_dtype("bf16", "cpu", trains_weights=True) == torch.bfloat16
+    assert pick_dtype("fp16", "cpu", trains_weights=False, width=4096) == torch.float16
+    assert pick_dtype("fp32", "cpu", trains_weights=False, width=4096) == torch.float32
+    assert pick_dtype("bf16", "cpu", trains_weights=True, width=4096) == torch.bfloat16
 
 
 def test_float16_weights_cannot_be_trained():
     with pytest.raises(UserError, match="fp16") as caught:
-        pick_dtype("fp16", "cpu", trains_weights=True)
+        pick_dtype("fp16", "cpu", trains_weights=True, width=4096)
     assert caught.value.exit_code == ExitCode.USAGE
 
 
 def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     with pytest.raises(UserError, match="bf16") as caught:
-        pick_dtype("bf16", "cuda", trains_weights=False)
+        pick_dtype("bf16", "cuda", trains_weights=False, width=4096)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 

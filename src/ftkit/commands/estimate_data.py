@@ -21,9 +21,10 @@ from ftkit.io.template_files import load_template, template_of_rows
 
 @dataclass
 class RealRows:
-    """The rows of a file that are trained, as examples; facts: numbers about them."""
+    """The rows of a file that are trained, as examples; features: of the model's hidden states; facts: numbers about them."""
 
     examples: list[Example]
+    features: int
     facts: dict[str, int] = field(default_factory=dict)
     known: dict[tuple[Plan, int], Batch] = field(default_factory=dict)
 
@@ -41,7 +42,7 @@ class RealRows:
 
     def plan(self, settings: EstimateSettings, run: PlannedRun) -> Plan:
         """The plan of an epoch."""
-        return plan_of(settings, self.within(run.tokens), pack=run.pack)
+        return plan_of(settings, self.within(run.tokens), self.features, pack=run.pack)
 
     def within(self, tokens: int) -> list[Example]:
         """The examples that are not longer; the shortest one, if all are."""
@@ -75,21 +76,21 @@ def read_data(settings: EstimateSettings, model: Model) -> RealRows:
     held = held_of(file.rows, origin, float(TrainSettings.valid))
     examples = [example for example, row in zip(found, origin, strict=True) if row not in held]
     longest = max(len(example.ids) for example in examples)
-    plan = plan_of(settings, examples, pack=settings.pack == "on")
+    plan = plan_of(settings, examples, model.features, pack=settings.pack == "on")
     heaviest = heaviest_batch(plan, examples)
     facts = {"rows": len(set(origin)) - len(held), "held_out": len(held), "dropped": ledger.dropped,
              "tokens": sum(len(example.ids) for example in examples),
              "counted": sum(sum(example.counted) for example in examples),
              "longest": longest, "steps": plan.steps, "heaviest": heaviest.input_ids.numel()}  # fmt: skip
-    return RealRows(examples, facts, {(plan, longest): heaviest})
+    return RealRows(examples, model.features, facts, {(plan, longest): heaviest})
 
 
-def plan_of(settings: EstimateSettings, examples: list[Example], *, pack: bool) -> Plan:
+def plan_of(settings: EstimateSettings, examples: list[Example], features: int, *, pack: bool) -> Plan:
     """One epoch as train would plan it, with its default seed; what has no part in memory is left at nought."""
     longest = max(len(example.ids) for example in examples)
     is_auto = settings.micro_batch == "auto"
     rows = auto_micro_batch(longest, settings.batch) if is_auto else min(int(settings.micro_batch), settings.batch)
-    tokens = auto_micro_tokens(longest, None if is_auto else rows)
+    tokens = auto_micro_tokens(longest, None if is_auto else rows, features)
     return Plan(
         batch=settings.batch,
         micro_batch=rows,

@@ -65,7 +65,8 @@ def predict_and_measure(
     """(predicted bytes, measured bytes, what was run)."""
     import torch
 
-    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32)
+    width = model.config.get_text_config().hidden_size
+    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32, width=width)
     settings = replace(settings, dtype=dtype_name(dtype))
     rows = read_data(settings, model) if settings.data else None
     run = Estimates(model, rows).plan(settings, gpu)

@@ -50,6 +50,12 @@ class Model:
         return text.hidden_size, text.num_hidden_layers, text.vocab_size
 
     @property
+    def features(self) -> int:
+        """Of a token's hidden states, in all layers together."""
+        hidden, layers, _ = self.widths
+        return hidden * layers
+
+    @property
     def stored_dtype(self) -> str | None:
         """The format that config.json says the weights have: bf16, fp16, fp32; None if it says nothing."""
         said = next((self.raw[key] for key in ("dtype", "torch_dtype") if self.raw.get(key)), None)

@@ -51,11 +51,11 @@ class Estimates:
         if self.rows is not None:
             settings = replace(settings, max_length=min(settings.max_length, self.rows.facts["longest"]))
         settings = replace(settings, batch=-(-settings.batch // settings.gpus))
-        run = plan_run(settings, self.model.context, gpu)
+        run = plan_run(settings, self.model.context, gpu, self.model.features)
         if self.rows is not None:
             run = replace(run, micro_steps=2 if self.rows.is_cut(settings, run) else 1)
         if settings.framework == "hf" and run.pack:  # a plain script pads
-            run = plan_run(replace(settings, pack="off"), self.model.context, gpu)
+            run = plan_run(replace(settings, pack="off"), self.model.context, gpu, self.model.features)
         return run
 
     def exact(self, settings: EstimateSettings, gpu: Gpu | None, capacity: int | None = None) -> MemoryEstimate:

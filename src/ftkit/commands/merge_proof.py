@@ -33,11 +33,11 @@ from ftkit.io.adapter_weights import Adapter
 from ftkit.io.base_model import Base, load_tokenizer, load_weights, local_files, transformers_config
 from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
+from ftkit.io.heap import give_back_freed_memory
 from ftkit.io.jsonl import read_rows
 from ftkit.io.quantization import quantised_forward, quantization_config, seen_in_training
 from ftkit.io.run_folder import RunFolder
 from ftkit.io.shards import read_layout
-from ftkit.io.heap import give_back_freed_memory
 from ftkit.io.tensors import FileWeight, is_finite, read_tensor
 from ftkit.io.trained import Trained, put_adapter
 

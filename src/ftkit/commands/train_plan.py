@@ -127,7 +127,8 @@ def prepare(settings: TrainSettings) -> Prepared:
         )
     config = config_from_scratch(base) if settings.init else check_base(base, for_classes=bool(classes))
     settings = settle_quantization(settings, base, config)
-    dtype = pick_dtype(settings.dtype, device, trains_weights=settings.needs_fp32 or bool(settings.init))
+    trains_weights, width = settings.needs_fp32 or bool(settings.init), config.get_text_config().hidden_size
+    dtype = pick_dtype(settings.dtype, device, trains_weights=trains_weights, width=width)
     tokenizer = load_tokenizer(base, config.get_text_config().vocab_size, answers=not classes)
     new = add_new_tokens(tokenizer, tokens, settings.add_tokens) if tokens and settings.add_tokens else None
     config = with_classes(config, classes, pad_token_id(tokenizer)) if classes else config
@@ -146,7 +147,13 @@ def prepare(settings: TrainSettings) -> Prepared:
         raise UserError("--early-stop compares held-out losses, and no row is held out", ExitCode.DATA, hint=hint)
     if settings.pack == "on" and METHODS[settings.technique].virtual:
         console.info("rows are padded, not packed: virtual tokens stand in front of every row")
-    plan = make_plan(settings, len(examples), max(len(example.ids) for example in examples))
+    text = config.get_text_config()
+    plan = make_plan(
+        settings,
+        len(examples),
+        max(len(example.ids) for example in examples),
+        text.hidden_size * text.num_hidden_layers,
+    )
     settings = replace(settings, micro_batch=str(plan.micro_batch), micro_tokens=str(plan.micro_tokens), lr=plan.lr,
                        dtype=dtype_name(dtype))  # fmt: skip
     if new is not None:
@@ -272,8 +279,8 @@ def cap_length(settings: TrainSettings, config: Any, tokenizer: Any = None) -> i
     return asked
 
 
-def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
-    """Steps, micro-batches and learning rate, as numbers."""
+def make_plan(settings: TrainSettings, rows: int, longest: int, features: int) -> Plan:
+    """Steps, micro-batches and learning rate, as numbers. features: of a token's hidden states, in all layers together."""
     per_epoch = steps_per_epoch(rows, settings.batch)
     steps = settings.steps or max(1, round(per_epoch * settings.epochs))
     micro = (
@@ -282,7 +289,7 @@ def make_plan(settings: TrainSettings, rows: int, longest: int) -> Plan:
         else min(int(settings.micro_batch), settings.batch)
     )
     tokens = (
-        auto_micro_tokens(longest, None if settings.micro_batch == "auto" else micro)
+        auto_micro_tokens(longest, None if settings.micro_batch == "auto" else micro, features)
         if settings.micro_tokens == "auto"
         else int(settings.micro_tokens)
     )

@@ -49,7 +49,7 @@ class Block:
     @property
     def count(self) -> int:
         """C, not filled up."""
-        return self.queries.stop - self.queries.start
+        return len(range(self.queries.start, self.queries.stop))
 
 
 def block_attention(

@@ -78,7 +78,10 @@ class ModelSettings:
     ] = "on"
     micro_tokens: Annotated[
         str,
-        Option("Tokens per forward pass; auto: 4096, or --micro-batch times the longest row", metavar="auto|TOKENS"),
+        Option(
+            "Tokens per forward pass; auto: 4096, of small models up to 8192, or --micro-batch times the longest row",
+            metavar="auto|TOKENS",
+        ),
     ] = "auto"
     micro_batch: Annotated[
         str, Option("Rows per forward pass where rows are padded; auto picks by length", metavar="auto|ROWS")

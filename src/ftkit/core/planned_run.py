@@ -34,10 +34,11 @@ class PlannedRun:
         return self.rows * (self.tokens - 1)
 
 
-def plan_run(settings: ModelSettings, context: int | None, gpu: Gpu | None) -> PlannedRun:
+def plan_run(settings: ModelSettings, context: int | None, gpu: Gpu | None, features: int) -> PlannedRun:
     """The run that train would make of these options on a card: every row as long as --max-length allows.
 
-    context: the longest input that the model was made for. `--gradient-checkpointing auto` counts as off here.
+    context: the longest input that the model was made for. features: of its hidden states, in all layers together.
+    `--gradient-checkpointing auto` counts as off here.
     """
     tokens = min(settings.max_length, context or settings.max_length)
     padded = PlannedRun(
@@ -54,7 +55,7 @@ def plan_run(settings: ModelSettings, context: int | None, gpu: Gpu | None) -> P
         return with_padded_rows(padded, settings)
     asked = None if settings.micro_batch == "auto" else min(int(settings.micro_batch), settings.batch)
     is_auto = settings.micro_tokens == "auto"
-    budget = auto_micro_tokens(tokens, asked) if is_auto else int(settings.micro_tokens)
+    budget = auto_micro_tokens(tokens, asked, features) if is_auto else int(settings.micro_tokens)
     rows = max(1, min(settings.batch, budget // (tokens - 1)))  # the last token of a row is never fed
     return replace(padded, pack=True, rows=rows, micro_steps=-(-settings.batch // rows))
 

@@ -26,7 +26,7 @@ from ftkit.core.varlen_attention import (
 )
 
 SHORT_PAIRS = 2**18
-"""Of a query and a key: 512 x 512."""
+"""Of a query and a key, 512 x 512: up to so many, a mask is kept between layers on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ def tree_attention(
     Without a layout, rows (B, H, T, d) that are padded on the right, each causal. Work grows with the pairs that are
     really attended, not with T squared.
     """
-    if is_compiled(query) and softcap is None and not dropout:
+    if layout is not None and layout.spans is not None and fits_kernel(query, value, dropout, softcap):
+        return varlen_attention(query, key, value, layout.spans, scaling, sliding_window), None
+    if is_compiled(query) and softcap is None and not dropout:  # in float32 torch's fused kernel is as fast
         segments = () if layout is None else (layout.lengths, layout.ancestors)
         return block_attention(query, key, value, scaling, sliding_window, *segments), None
     if layout is None:
         return attend(query, key, value, scaling, dropout, sliding_window, softcap).transpose(1, 2), None
-    if layout.spans is not None and fits_kernel(query, value, dropout, softcap):
-        return varlen_attention(query, key, value, layout.spans, scaling, sliding_window), None
     return segment_attention(query, key, value, layout, scaling, dropout, sliding_window, softcap), None
 
 
@@ -143,15 +143,6 @@ def needs_copies(q: Tensor, mask: Tensor | None) -> bool:
     if q.device.type != "cuda":
         return False
     return mask is not None or q.element_size() != 2 or q.shape[3] > WIDEST_HEAD or not has_kernel()
-
-
-def is_short_on_cpu(q: Tensor, total: int) -> bool:
-    """Up to SHORT_PAIRS in bfloat16, plain products take less time than torch's fused CPU kernel.
-
-    Measured on an AMD EPYC with AVX512-BF16, forward and backward. They keep the weights of all pairs for the backward
-    pass, 2 bytes a pair, head and layer: beyond this size that is too much.
-    """
-    return is_compiled(q) and q.shape[2] * total <= SHORT_PAIRS
 
 
 def causal_mask(length: int, total: int, window: int | None, device: torch.device) -> Tensor:

@@ -227,16 +227,15 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto", adapter_
 
     `auto` takes the format that training used; for a foreign model the one that its device is fast at.
     """
-    import torch
-
     card = trained.card
+    classes, new_head = trained.classes, bool(trained.classes and trained.adapter)
+    config = check_base(trained.base, for_classes=new_head, any_head=True)
     name = card.dtype if card is not None and dtype == "auto" else dtype
-    number_format: torch.dtype = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False)
+    width = config.get_text_config().hidden_size
+    number_format = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False, width=width)
     quantization = None
     if card and trained.adapter:
         quantization = quantization_config(card.method, number_format, card.kept_16bit)
-    classes, new_head = trained.classes, bool(trained.classes and trained.adapter)
-    config = check_base(trained.base, for_classes=new_head, any_head=True)
     tokenizer = load_own_tokenizer(trained, config)
     config = with_classes(config, classes, pad_token_id(tokenizer)) if new_head else config
     model = load_weights(
