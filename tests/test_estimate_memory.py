@@ -69,13 +69,13 @@ def test_the_report_adds_up(as_json, small):
 
 
 def test_a_pack_is_what_training_makes_of_these_rows(as_json, small):
-    """Packs of 4096 tokens, or of so many as --micro-batch rows have; --micro-tokens is taken as it is."""
+    """Packs of 8192 tokens for so small a model, or of so many as --micro-batch rows have; --micro-tokens is taken as it is."""
     options = ["--model", small, "--max-length", 256, "--batch", 64, "--fast"]
     runs = [
         as_json(*options, *more)["run"]
         for more in ([], ["--micro-batch", 4], ["--micro-tokens", 600], ["--pack", "off"], ["--micro-tokens", 9])
     ]
-    assert [run["rows"] for run in runs] == [16, 4, 2, 16, 1]
+    assert [run["rows"] for run in runs] == [32, 4, 2, 16, 1]
 
 
 def test_a_model_that_ignores_packs_is_estimated_on_padded_rows(as_json, tmp_path):
@@ -99,7 +99,7 @@ def test_a_person_gets_tables_on_stdout_and_remarks_on_stderr(estimate, small):
                   "largest --micro-batch", "disk"):  # fmt: skip
         assert words in result.stdout
     assert "512 tokens, as in training" in result.stderr
-    assert "8 x 512 tokens" in result.stdout
+    assert "16 x 512 tokens" in result.stdout
 
 
 def test_without_a_card_there_is_a_verdict_for_every_one(as_json, small):

@@ -398,7 +398,7 @@ def test_a_machine_without_memory_for_the_weights_is_said_before_they_are_loaded
     facts.write_text("MemAvailable:   5 kB\n")
     monkeypatch.setattr("ftkit.io.free_space.MEMORY_FACTS", facts)
     result = train(*RUN)
-    assert result.exit_code == ExitCode.MEMORY and "takes 1" in result.stderr and "5 KB are free" in result.stderr
+    assert result.exit_code == ExitCode.MEMORY and "takes 222 KB" in result.stderr and "5 KB are free" in result.stderr
 
 
 def test_a_spike_of_the_loss_is_reported_and_kept(train, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_the_plan_and_a_marked_example_are_shown_before_the_first_step(finished)
     _, result = finished
     assert (
         "rows: 32 to train, 8 held out" in result.stderr
-        and "4 steps of 4 rows (packs of 4,096 tokens)" in result.stderr
+        and "4 steps of 4 rows (packs of 8,192 tokens)" in result.stderr
     )
     assert "trains 4,096 of 55,456 parameters" in result.stderr
     prompt, _, rest = result.stderr.partition("first example, trained tokens marked:\n")[2].partition("⟦")
@@ -199,7 +199,7 @@ def test_config_toml_repeats_the_run_to_the_byte(run_folder, finished, train, tm
     config = run_folder / "config.toml"
     resolved = tomllib.loads(config.read_text())["train"]
     names = ("micro_batch", "micro_tokens", "pack", "share_prefix", "lr", "dtype", "objective")
-    assert [resolved[name] for name in names] == ["4", "4096", "on", "on", 0.01, "fp32", "sft"]
+    assert [resolved[name] for name in names] == ["4", "8192", "on", "on", 0.01, "fp32", "sft"]
     known = run_train("--config", config, cwd=place)
     assert (known.exit_code, known.stdout) == (0, first.stdout)  # where it was trained it is found, by its identity
     result = train("--config", config)
@@ -241,7 +241,7 @@ def step_losses(folder):
 def test_packed_padded_shared_and_small_packs_train_the_same(trained, run_folder, tiny_model):
     ways = (["--pack", "off"], ["--share-prefix", "off"], ["--micro-tokens", 40], ["--pack", "off", "--micro-batch", 1])
     info = json.loads((run_folder / "run.json").read_text())
-    assert info["plan"]["pack"] and info["plan"]["share_prefix"] and info["plan"]["micro_tokens"] == 4096
+    assert info["plan"]["pack"] and info["plan"]["share_prefix"] and info["plan"]["micro_tokens"] == 8192
     for way in ways:
         folder, other = trained("train.jsonl", "--model", tiny_model, *QUICK, *way)
         assert step_losses(folder) == pytest.approx(step_losses(run_folder), rel=1e-5)

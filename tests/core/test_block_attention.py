@@ -53,7 +53,7 @@ def filling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def keeping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of pairs until the backward pass."""
     if request.param == "made again":
-        monkeypatch.setattr(module, "KEPT_PAIRS", 0)
+        monkeypatch.setattr(module, "KEPT_KEYS", 0)
         monkeypatch.setattr(module, "KEPT_WIDTHS", 0)
 
 

@@ -93,15 +93,26 @@ def test_attention_takes_the_kernel_of_the_device(kernels, dtype, mask, operator
 
 @pytest.mark.parametrize(
     ("dtype", "length", "keeps_weights"),
-    [(torch.float32, 64, False), (torch.bfloat16, 64, True), (torch.bfloat16, 1024, False)],
+    [(torch.float32, 64, False), (torch.bfloat16, 64, True), (torch.bfloat16, 256, True)],
 )
 def test_our_attention_takes_the_way_of_the_processor(dtype, length, keeps_weights):
-    """In bfloat16 plain products up to 512 x 512 pairs, whose weights are kept, then block by block. Keys are never copied."""
+    """In bfloat16 block by block, weights of few keys kept, in float32 the fused kernel. Keys are not copied for query heads."""
     q, k = (torch.empty(1, n, length, 32, dtype=dtype, device="meta", requires_grad=True) for n in (4, 2))
     saved = []
     with cuda_choices(CPU), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        out = tree_attention.attend(q, k, k, None, 0.0, None, None)
+        out, _ = tree_attention.tree_attention(None, q, k, k, None)
     assert any(each.numel() == 4 * length * length for each in saved) == keeps_weights
-    assert sum(each.shape == q.shape for each in saved) <= 2, "the queries and the outputs"
+    assert sum(each.numel() == q.numel() for each in saved) <= 3, (
+        "queries, outputs, and the keys and values of fewer heads"
+    )
     out.sum().backward()
-    assert (out.shape, k.grad.shape) == (q.shape, k.shape)
+    assert (out.shape, k.grad.shape) == ((1, length, 4, 32), k.shape)
+
+
+def test_weights_of_many_keys_are_made_again():
+    q, k = (torch.empty(1, n, 1024, 32, dtype=torch.bfloat16, device="meta", requires_grad=True) for n in (4, 2))
+    saved = []
+    with cuda_choices(CPU), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        tree_attention.tree_attention(None, q, k, k, None)
+    kept = [each.shape for each in saved if each.ndim == 3 and each.shape[0] == 2]
+    assert kept == [(2, 512, 256), (2, 512, 512)], "of the first blocks of 256 queries of two heads"

@@ -12,6 +12,7 @@ from torch import Tensor
 from ftkit import console
 from ftkit.core.checkpoint_names import parameter_names
 from ftkit.core.encoding import Encoder
+from ftkit.core.heap import give_back_freed_memory
 from ftkit.core.merge_plan import tied_parameters
 from ftkit.core.proof import (
     LIMITS,
@@ -33,7 +34,6 @@ from ftkit.io.adapter_weights import Adapter
 from ftkit.io.base_model import Base, load_tokenizer, load_weights, local_files, transformers_config
 from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
-from ftkit.io.heap import give_back_freed_memory
 from ftkit.io.jsonl import read_rows
 from ftkit.io.quantization import quantised_forward, quantization_config, seen_in_training
 from ftkit.io.run_folder import RunFolder

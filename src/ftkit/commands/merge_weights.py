@@ -15,13 +15,13 @@ from torch import Tensor
 from xxhash import xxh3_128
 
 from ftkit import console
+from ftkit.core.heap import give_back_freed_memory
 from ftkit.core.merge_plan import Step
 from ftkit.core.merging import LowRank, apply_delta, is_zero, merge_rows
 from ftkit.errors import ExitCode, UserError
 from ftkit.io.adapter_weights import Adapter
 from ftkit.io.card import Card
 from ftkit.io.devices import DTYPES
-from ftkit.io.heap import give_back_freed_memory
 from ftkit.io.quantization import seen_in_training
 from ftkit.io.shards import NewTensor, read_chunks, read_layout, write_shards
 from ftkit.io.tensors import (

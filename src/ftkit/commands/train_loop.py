@@ -17,6 +17,7 @@ from ftkit.core.batching import Batch
 from ftkit.core.classes import measure_classes
 from ftkit.core.durations import Rhythm, rhythm_of
 from ftkit.core.generation import generate_batch
+from ftkit.core.heap import keep_freed_memory
 from ftkit.core.loss import mean_loss
 from ftkit.core.objectives import training_objective
 from ftkit.core.optimizers import make_optimizer
@@ -36,7 +37,6 @@ from ftkit.io.checkpoint import (
     write_checkpoint,
 )
 from ftkit.io.devices import peak_memory
-from ftkit.io.heap import keep_freed_memory
 from ftkit.io.records import kind_of
 from ftkit.io.run_folder import RunFolder
 from ftkit.io.trackers import Trackers

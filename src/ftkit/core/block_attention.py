@@ -23,9 +23,9 @@ from ftkit.core.compiled_shapes import SEGMENT_MULTIPLE, fill_of
 
 MOST_QUERIES, MOST_ROWS = 256, 512
 """C, and R * C, at most: so many scores against a thousand keys stay in the processor's cache (measured on an AMD EPYC)."""
-KEPT_PAIRS, KEPT_WIDTHS = 2**18, 16
-"""Weights are kept for the backward pass up to C * N pairs of a head (512 x 512), or N <= 16 d: a layer then keeps about as much
-for its pairs, 2 N H bytes a token, as for all the rest."""
+KEPT_KEYS, KEPT_WIDTHS = 512, 16
+"""Weights are kept for the backward pass where N <= 512 or N <= 16 d: for its pairs, 2 N H bytes a token, a layer then keeps no
+more than about as much as for all the rest."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class BlockAttention(torch.autograd.Function):
             weights = weights_of(here, keys, block, window)
             mixed = torch.bmm(weights, values).view(batch, groups, heads // groups, -1, width)
             out[:, block.queries] = mixed[:, :, :, : block.count].permute(0, 3, 1, 2, 4)
-            kept.append(weights if keeps and is_kept(weights, width, heads // groups) else None)
+            kept.append(weights if keeps and is_kept(keys) else None)
         ctx.save_for_backward(queries, pairs, *kept)
         ctx.blocks, ctx.scale, ctx.window = blocks, scale, window
         return out.view(batch, length, heads, width)
@@ -171,10 +171,9 @@ class BlockAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
-def is_kept(weights: Tensor, width: int, repeats: int) -> bool:
-    """True if weights (B G, R C, N) are few enough to be kept until the backward pass."""
-    _, rows, keys = weights.shape
-    return rows // repeats * keys <= KEPT_PAIRS or keys <= KEPT_WIDTHS * width
+def is_kept(keys: Tensor) -> bool:
+    """True if the weights of keys (B G, N, d) are few enough to be kept until the backward pass."""
+    return keys.shape[1] <= max(KEPT_KEYS, KEPT_WIDTHS * keys.shape[2])
 
 
 def rows_of(x: Tensor, block: Block) -> Tensor:

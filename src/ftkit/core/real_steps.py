@@ -19,6 +19,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from ftkit.core.adapters import make_trainable
 from ftkit.core.batching import Batch
+from ftkit.core.heap import give_back_free_memory, give_back_freed_memory
 from ftkit.core.loss import mean_loss, summed_loss
 from ftkit.core.meta_model import build_meta_model
 from ftkit.core.model_settings import ModelSettings
@@ -28,7 +29,6 @@ from ftkit.core.planned_run import PlannedRun
 from ftkit.core.training import train_step
 from ftkit.core.training_memory import longest_batch
 from ftkit.io.devices import DTYPES
-from ftkit.io.heap import give_back_free_memory, give_back_freed_memory
 from ftkit.io.new_tokens import NewTokens
 
 STEPS = 2
