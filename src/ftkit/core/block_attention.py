@@ -87,7 +87,7 @@ def blocks_of(
         for at in range(start, start + length, most):
             stop = min(at + most, start + length)
             above = [slice(starts[i], starts[i + 1]) for i in path]
-            above.append(slice(before + start if lengths[1:] else 0, before + at))  # a cache stands in front of rows
+            above.append(slice(before + start if segment else 0, before + at))  # a cache stands in front of the first
             if window is not None:
                 above = last_keys(above, window - 1)
             is_seen = segment in parents or stop < start + length
@@ -139,7 +139,7 @@ class BlockAttention(torch.autograd.Function):
         queries, pairs, *kept = ctx.saved_tensors
         (both, repeats, length, width), groups = queries.shape, len(pairs) // 2
         batch = len(grad_outputs[0])
-        back = grad_outputs[0].view(batch, length, -1, repeats, width).permute(0, 2, 3, 1, 4)
+        back = grad_outputs[0].reshape(batch, length, -1, repeats, width).permute(0, 2, 3, 1, 4)
         grad_q = queries.new_empty(batch, length, both // batch, repeats, width)
         grad_pairs = torch.empty_like(pairs)
         sums = pairs.new_empty(pairs.shape, dtype=torch.promote_types(pairs.dtype, torch.float32))
