@@ -23,6 +23,7 @@ METHODS = {
     "noise, smoothed labels": ["--neftune", 5, "--label-smoothing", 0.1, "--dtype", "fp32"],
     "lora in bf16": ["--dtype", "bf16"],
     "qlora": ["--qlora", "--dropout", 0.1],
+    "qlora in bf16": ["--qlora", "--dtype", "bf16"],
     "int8": ["--load-in-8bit"],
     "full": ["--full", "--dtype", "fp32", "--optimizer", "sgd"],
     "full in bf16, 8-bit optimizer": ["--full", "--dtype", "bf16", "--optimizer", "adamw-8bit"],

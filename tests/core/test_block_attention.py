@@ -9,9 +9,9 @@ from torch import Tensor
 from ftkit.core import block_attention as module
 from ftkit.core import compiled_shapes
 from ftkit.core.block_attention import MOST_QUERIES, block_attention, blocks_of, last_keys
-from ftkit.core.tree_attention import Layout, plain_attention, segment_attention
+from ftkit.core.tree_attention import Layout, causal_mask, segment_attention
 
-WINDOWS = [(2, 2, None), (6, 2, None), (2, 1, 7), (2, 2, 290)]
+WINDOWS = [(2, 2, None), (6, 2, None), (7, 1, None), (32, 1, None), (2, 1, 7), (7, 1, 90), (2, 2, 290)]
 TREE = Layout((40, 300, 9, 17, 3, 70), ((), (0,), (0,), (0, 2), (0, 2), ()))
 """A root with a long and a short child, which has two of its own; and a root alone."""
 
@@ -34,7 +34,10 @@ def gradients(out: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """(B, L, H, d)."""
-    return plain_attention(q, k, v, None, 0.0, window, None).transpose(1, 2)
+    k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (k, v))
+    refused = ~causal_mask(q.shape[2], k.shape[2], window, q.device)
+    scores = (q @ k.transpose(2, 3) / q.shape[3] ** 0.5).masked_fill(refused, float("-inf"))
+    return (torch.softmax(scores, dim=-1) @ v).transpose(1, 2)
 
 
 def assert_equal(ours: Callable[[], Tensor], theirs: Callable[[], Tensor], inputs: Sequence[Tensor]) -> None:
@@ -42,7 +45,7 @@ def assert_equal(ours: Callable[[], Tensor], theirs: Callable[[], Tensor], input
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
 
 
-@pytest.fixture(params=["lengths as they are", "filled up"], autouse=True)
+@pytest.fixture(params=["lengths as they are", "filled up"])
 def filling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As bfloat16 on a CPU has it, in float64."""
     if request.param == "filled up":
@@ -57,7 +60,7 @@ def keeping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(module, "KEPT_WIDTHS", 0)
 
 
-@pytest.mark.usefixtures("keeping")
+@pytest.mark.usefixtures("keeping", "filling")
 @pytest.mark.parametrize("before", [0, 5, 300])
 @pytest.mark.parametrize(("heads", "groups", "window"), WINDOWS)
 def test_blocks_give_the_formulas_outputs_and_gradients(
@@ -67,7 +70,7 @@ def test_blocks_give_the_formulas_outputs_and_gradients(
     assert_equal(lambda: block_attention(*inputs, None, window), lambda: written_out(*inputs, window=window), inputs)
 
 
-@pytest.mark.usefixtures("keeping")
+@pytest.mark.usefixtures("keeping", "filling")
 @pytest.mark.parametrize(("heads", "groups", "window"), [*WINDOWS, (2, 2, 1), (2, 2, 20)])
 def test_a_packs_segments_look_at_themselves_and_the_ones_above(heads: int, groups: int, window: int | None) -> None:
     inputs = random_inputs(heads, groups, sum(TREE.lengths), 0, torch.float64, batch=1)
@@ -94,10 +97,16 @@ def test_a_window_keeps_the_last_keys_of_several_spans() -> None:
     assert last_keys([slice(0, 5), slice(10, 13)], 2) == [slice(5, 5), slice(11, 13)]
 
 
-def test_without_gradients_no_weights_are_kept() -> None:
-    inputs = random_inputs(2, 2, 40, 0, torch.float64)
+def test_without_gradients_no_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "is_kept", lambda keys: asked.append(keys))
+    q, k, v = random_inputs(2, 2, 40, 0, torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(block_attention(*inputs, None, None), written_out(*inputs, window=None))
+        torch.testing.assert_close(block_attention(q, k, v, None, None), written_out(q, k, v, window=None))
+    block_attention(q.detach(), k.detach(), v.detach(), None, None)
+    assert not asked
+    block_attention(q.detach(), k.detach(), v, None, None)
+    assert len(asked) == 1
 
 
 def test_in_bfloat16_blocks_are_as_near_to_the_truth_as_the_formula_written_out() -> None:

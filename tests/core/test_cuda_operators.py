@@ -102,9 +102,8 @@ def test_our_attention_takes_the_way_of_the_processor(dtype, length, keeps_weigh
     with cuda_choices(CPU), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         out, _ = tree_attention.tree_attention(None, q, k, k, None)
     assert any(each.numel() == 4 * length * length for each in saved) == keeps_weights
-    assert sum(each.numel() == q.numel() for each in saved) <= 3, (
-        "queries, outputs, and the keys and values of fewer heads"
-    )
+    kept = sum(each.numel() for each in saved if each.shape[-1] == 32)
+    assert kept <= 2 * q.numel() + 2 * k.numel(), "queries, outputs, and keys and values of the fewer heads"
     out.sum().backward()
     assert (out.shape, k.grad.shape) == ((1, length, 4, 32), k.shape)
 

@@ -49,7 +49,9 @@ def test_a_frozen_base_on_the_cpu_is_bf16_where_the_cpu_computes_in_it():
 
 
 def test_a_narrow_base_on_the_cpu_is_float32_and_on_a_gpu_like_others(monkeypatch):
+    monkeypatch.setattr("ftkit.io.devices.cpu_computes_bf16", lambda: True)
     assert pick_dtype("auto", "cpu", trains_weights=False, width=NARROW) == torch.float32
+    assert pick_dtype("auto", "cpu", trains_weights=False, width=NARROW + 1) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert pick_dtype("auto", "cuda", trains_weights=False, width=NARROW) == torch.bfloat16
 

@@ -51,6 +51,7 @@ from ftkit.io.base_model import (
     say_default,
     transformers_config,
     weights_sha256,
+    widths_of,
 )
 from ftkit.io.class_head import pad_token_id, with_classes
 from ftkit.io.devices import dtype_name, pick_device, pick_dtype
@@ -127,7 +128,7 @@ def prepare(settings: TrainSettings) -> Prepared:
         )
     config = config_from_scratch(base) if settings.init else check_base(base, for_classes=bool(classes))
     settings = settle_quantization(settings, base, config)
-    trains_weights, width = settings.needs_fp32 or bool(settings.init), config.get_text_config().hidden_size
+    (width, layers), trains_weights = widths_of(config), settings.needs_fp32 or bool(settings.init)
     dtype = pick_dtype(settings.dtype, device, trains_weights=trains_weights, width=width)
     tokenizer = load_tokenizer(base, config.get_text_config().vocab_size, answers=not classes)
     new = add_new_tokens(tokenizer, tokens, settings.add_tokens) if tokens and settings.add_tokens else None
@@ -147,13 +148,7 @@ def prepare(settings: TrainSettings) -> Prepared:
         raise UserError("--early-stop compares held-out losses, and no row is held out", ExitCode.DATA, hint=hint)
     if settings.pack == "on" and METHODS[settings.technique].virtual:
         console.info("rows are padded, not packed: virtual tokens stand in front of every row")
-    text = config.get_text_config()
-    plan = make_plan(
-        settings,
-        len(examples),
-        max(len(example.ids) for example in examples),
-        text.hidden_size * text.num_hidden_layers,
-    )
+    plan = make_plan(settings, len(examples), max(len(example.ids) for example in examples), width * layers)
     settings = replace(settings, micro_batch=str(plan.micro_batch), micro_tokens=str(plan.micro_tokens), lr=plan.lr,
                        dtype=dtype_name(dtype))  # fmt: skip
     if new is not None:

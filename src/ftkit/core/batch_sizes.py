@@ -23,7 +23,7 @@ def auto_micro_tokens(longest: int, rows: int | None, features: int) -> int:
     """
     if rows is not None:
         return rows * longest
-    return max(AUTO_TOKENS, min(MOST_AUTO_TOKENS, PACK_FEATURES // features), longest)
+    return max(AUTO_TOKENS, min(MOST_AUTO_TOKENS, PACK_FEATURES // max(1, features)), longest)
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:

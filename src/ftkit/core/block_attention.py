@@ -22,7 +22,8 @@ from torch import Tensor
 from ftkit.core.compiled_shapes import SEGMENT_MULTIPLE, fill_of
 
 MOST_QUERIES, MOST_ROWS = 256, 512
-"""C, and R * C, at most: so many scores against a thousand keys stay in the processor's cache (measured on an AMD EPYC)."""
+"""C, and R * C where C is not the multiple itself, at most: so many scores against a thousand keys stay in the processor's cache
+(measured on an AMD EPYC)."""
 KEPT_KEYS, KEPT_WIDTHS = 512, 16
 """Weights are kept for the backward pass where N <= 512 or N <= 16 d: for its pairs, 2 N H bytes a token, a layer then keeps no
 more than about as much as for all the rest."""
@@ -67,9 +68,9 @@ def block_attention(
     """
     width, repeats, before = q.shape[3], q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
     scale = scaling if scaling is not None else 1 / math.sqrt(width)
-    most = max(1, min(MOST_QUERIES, MOST_ROWS // repeats))
+    most = max(SEGMENT_MULTIPLE, min(MOST_QUERIES, MOST_ROWS // repeats) // SEGMENT_MULTIPLE * SEGMENT_MULTIPLE)
     blocks = list(blocks_of(lengths or [q.shape[2]], ancestors or [()], before, window, most))
-    keeps = torch.is_grad_enabled()
+    keeps = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     out: Tensor = BlockAttention.apply(q, k, v, blocks, scale, window, keeps)  # type: ignore[no-untyped-call]
     return out
 
@@ -199,10 +200,12 @@ def weights_of(queries: Tensor, keys: Tensor, block: Block, window: int | None) 
     """Softmax of scores: (B G, R C, d), (B G, N, d) -> (B G, R C, N)."""
     scores = torch.bmm(queries, keys.transpose(1, 2))
     count, total = block.count + fill_of(block.count, SEGMENT_MULTIPLE, queries), keys.shape[1]
-    first = block.before if window is None or total <= window else 0  # every query looks at all in front of it
     make_mask = block_mask if queries.device.type == "meta" else kept_mask  # a simulation must see what is made
-    mask = make_mask(count, total - first, block.before - first, window, queries.dtype, queries.device)
-    scores.view(len(scores), -1, count, total)[..., first:].add_(mask)
+    if window is None or total <= window:  # every query looks at all in front of the block
+        first, mask = block.before, make_mask(count, count + SEGMENT_MULTIPLE, 0, None, queries.dtype, queries.device)
+    else:
+        first, mask = 0, make_mask(count, total, block.before, window, queries.dtype, queries.device)
+    scores.view(len(scores), -1, count, total)[..., first:].add_(mask[:, : total - first])
     return torch._softmax(scores, -1, False, out=scores)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SEGMENT_MULTIPLE = 32
-"""Tokens of a segment in attention: short, and many of them."""
+"""Queries of a block in attention, and its keys: few, and many of them."""
 PACK_MULTIPLE = 64
 """Tokens of a pack, and rows of logits."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.integrations import moe
 
-from ftkit.core import tree_attention
+from ftkit.core import compiled_shapes, tree_attention
 from ftkit.core.caching_allocator import KIB, MIB, round_up
 
 aten = torch.ops.aten
@@ -193,7 +193,7 @@ def cuda_choices(kernels: CudaKernels) -> Iterator[None]:
     places: list[tuple[Any, str, Any]] = [(functional, name, patch) for name, patch in patches.items()]
     places.append((moe, "_can_use_grouped_mm", partial(has_grouped_product, kernels)))
     if kernels.is_cpu:
-        places.append((tree_attention, "is_compiled", is_compiled_on_cpu))
+        places += [(place, "is_compiled", is_compiled_on_cpu) for place in (compiled_shapes, tree_attention)]
     originals = [getattr(place, name) for place, name, _ in places]
     for place, name, patch in places:
         setattr(place, name, patch)

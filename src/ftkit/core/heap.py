@@ -8,6 +8,7 @@ import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 MOST = 2**31 - 1  # that mallopt takes
+MOST_MAPPED = 32 * 2**20  # that it takes for M_MMAP_THRESHOLD in older versions, which refuse more
 
 
 def give_back_freed_memory(above: int) -> None:
@@ -35,7 +36,8 @@ def set_limits(mmap: int, trim: int) -> None:
     """Bytes of a block from which it is mapped by itself, and bytes free at the heap's end from which they go back."""
     library = glibc()
     if library is not None:
-        library.mallopt(M_MMAP_THRESHOLD, min(mmap, MOST))
+        if not library.mallopt(M_MMAP_THRESHOLD, mmap):
+            library.mallopt(M_MMAP_THRESHOLD, MOST_MAPPED)
         library.mallopt(M_TRIM_THRESHOLD, min(trim, MOST))
 
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from ftkit.core.heap import give_back_free_memory
 from ftkit.errors import ExitCode, UserError, is_out_of_memory
 
 Item = TypeVar("Item")
@@ -39,5 +40,6 @@ def in_halves(work: Callable[[list[Item]], Result], items: Sequence[Item]) -> It
 def give_memory_back() -> None:
     """What the failed attempt held, freed; outside of its `except` block, where its frames are gone."""
     gc.collect()
+    give_back_free_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -5,7 +5,6 @@ Legend: H query heads, G key/value heads, T tokens of the pack, L of a segment, 
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,9 +23,6 @@ from ftkit.core.varlen_attention import (
     make_spans,
     varlen_attention,
 )
-
-SHORT_PAIRS = 2**18
-"""Of a query and a key, 512 x 512: up to so many, a mask is kept between layers on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,10 @@ def tree_attention(
     """
     if layout is not None and layout.spans is not None and fits_kernel(query, value, dropout, softcap):
         return varlen_attention(query, key, value, layout.spans, scaling, sliding_window), None
-    if is_compiled(query) and softcap is None and not dropout:  # in float32 torch's fused kernel is as fast
+    has_one_width = query.shape[3] == value.shape[3]
+    if (
+        is_compiled(query) and softcap is None and not dropout and has_one_width
+    ):  # in float32 torch's fused kernel is as fast
         segments = () if layout is None else (layout.lengths, layout.ancestors)
         return block_attention(query, key, value, scaling, sliding_window, *segments), None
     if layout is None:
@@ -122,7 +121,7 @@ def attend(
     """The last L of P + L tokens attend causally, at most `window` tokens back: q (B, H, L, d), k (B, G, P + L, d)."""
     length, total = q.shape[2], k.shape[2]
     if softcap is not None:
-        return plain_attention(q, k, v, scaling, dropout, window, softcap)
+        return capped_attention(q, k, v, scaling, dropout, window, softcap)
     is_causal = length == total and (window is None or window >= total)
     mask = None if is_causal else causal_mask(length, total, window, q.device)
     grouped = q.shape[1] != k.shape[1]
@@ -153,34 +152,21 @@ def causal_mask(length: int, total: int, window: int | None, device: torch.devic
     return allowed if window is None else allowed & (distance < window)
 
 
-def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None, softcap: float | None
+def capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None, softcap: float
 ) -> Tensor:
     """Attention as it is written, without a copy of k and v for the R = H / G query heads that share them.
 
-    Scores may go through softcap * tanh(score / softcap) before the softmax (Gemma 2, arXiv:2408.00118, section 2).
+    Scores go through softcap * tanh(score / softcap) before the softmax (Gemma 2, arXiv:2408.00118, section 2).
     """
     (batch, heads, length, width), groups, total = q.shape, k.shape[1], k.shape[2]
     scale = scaling if scaling is not None else 1 / math.sqrt(width)
     grouped = (q * scale).reshape(batch * groups, -1, width)  # (B * G, R * L, d)
     keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
-    is_kept = q.device.type == "cpu" and length * total <= SHORT_PAIRS  # what a card holds, a simulation has to see
-    make_mask = kept_mask if is_kept else added_mask
-    mask = make_mask(length, total, window, heads // groups, q.dtype, q.device)
-    if softcap is None:
-        scores = torch.baddbmm(mask, grouped, keys)  # (B * G, R * L, P + L)
-    else:
-        scores = softcap * torch.tanh(torch.bmm(grouped, keys) / softcap) + mask
+    refused = ~causal_mask(length, total, window, q.device)
+    mask = torch.zeros(refused.shape, dtype=q.dtype, device=q.device).masked_fill_(refused, float("-inf"))
+    # added, not filled in: that costs the backward pass nothing
+    scores = softcap * torch.tanh(torch.bmm(grouped, keys) / softcap) + mask.repeat(
+        heads // groups, 1
+    )  # (B * G, R * L, P + L)
     return (F.dropout(torch.softmax(scores, dim=-1), dropout) @ values).view(batch, heads, length, width)
-
-
-def added_mask(
-    length: int, total: int, window: int | None, repeats: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """(R * L, P + L): 0 where a query may look, else -inf. Added to scores it costs the backward pass nothing."""
-    mask = torch.zeros((length, total), dtype=dtype, device=device)
-    return mask.masked_fill_(~causal_mask(length, total, window, device), float("-inf")).repeat(repeats, 1)
-
-
-kept_mask = lru_cache(maxsize=64)(added_mask)
-"""The same for every layer of a pack; half a MiB each, times R, at most."""

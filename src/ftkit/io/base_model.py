@@ -478,6 +478,12 @@ def context_length(config: Any) -> int | None:
     return None
 
 
+def widths_of(config: Any) -> tuple[int, int]:
+    """(hidden size, blocks) of a model; what counts as a large one where its config does not say."""
+    text = config.get_text_config()
+    return getattr(text, "hidden_size", 4096), getattr(text, "num_hidden_layers", 32)
+
+
 def new_weights(config: Any, *, dtype: Any, device: str) -> Any:
     """A model with random weights from torch's present seed."""
     from transformers import AutoModelForCausalLM

@@ -19,6 +19,7 @@ from ftkit.io.base_model import (
     load_tokenizer,
     load_weights,
     weights_sha256,
+    widths_of,
 )  # fmt: skip
 from ftkit.io.card import Card, read_card
 from ftkit.io.class_head import ClassHead, class_names_of, classifies, pad_token_id, with_classes
@@ -231,7 +232,7 @@ def load_trained(trained: Trained, device: str, *, dtype: str = "auto", adapter_
     classes, new_head = trained.classes, bool(trained.classes and trained.adapter)
     config = check_base(trained.base, for_classes=new_head, any_head=True)
     name = card.dtype if card is not None and dtype == "auto" else dtype
-    width = config.get_text_config().hidden_size
+    width, _ = widths_of(config)
     number_format = DTYPES[name] if name in DTYPES else pick_dtype("auto", device, trains_weights=False, width=width)
     quantization = None
     if card and trained.adapter:
