@@ -20,6 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from ftkit.core.batch_sizes import CHUNK_LOGITS, SMALLEST_CHUNK
 from ftkit.core.compiled_shapes import PACK_MULTIPLE, fill_of
 
+IGNORED = -100
+"""A label that cross-entropy passes over."""
 CACHED_LOGITS = 2**20
 """Logits that are worked on at once on a CPU: 4 MiB in float32."""
 
@@ -76,10 +78,15 @@ class Targets:
         if logits.device.type == "cpu":
             loss: Tensor = NatsInCache.apply(logits, self)  # type: ignore[no-untyped-call]
             return loss
-        counted = logits[: len(self.labels)]  # a simulated CPU has further rows, too
+        count = len(self.labels)
+        labels = F.pad(self.labels, (0, len(logits) - count), value=IGNORED)  # a simulated CPU has further rows, too
         losses = F.cross_entropy(
-            counted.to(wide_format(logits)), self.labels, reduction="none", label_smoothing=self.smoothing
-        )
+            logits.to(wide_format(logits)),
+            labels,
+            reduction="none",
+            label_smoothing=self.smoothing,
+            ignore_index=IGNORED,
+        )[:count]
         return (losses if self.weights is None else losses * self.weights).sum()
 
 
